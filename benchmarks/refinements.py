@@ -1,12 +1,15 @@
-"""What repairs without training bring: SmolLM2-135M with zeros everywhere alike, on held-out text.
+"""What repairs without training bring: a model with zeros everywhere alike, on held-out text.
 
 Every criterion alone and followed by refinements; KL to the dense model and perplexity of the even
 candidate, before any healing, and the seconds of its level library.
 
     python benchmarks/refinements.py --calibration valid.txt --heldout test.txt --json out.json
 
+The model is SmolLM2-135M, or that of ``--model``. The criteria with ``+bias`` are only for one
+whose matrices have biases: name them, ``--model gpt2 --criteria wanda wanda+bias``.
+
 Every criterion is a cell that is kept in the results folder: an interrupted run goes on.
-``--quick`` does all in a minute on a tiny random model.
+``--quick`` does all in a minute on a tiny random GPT-2, with biases.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from evocompress.export.reload import read_checkpoint
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.space import sampling
+from evocompress.testing.tiny import tiny_checkpoint
 
 CRITERIA = (
     "magnitude",
@@ -48,6 +52,9 @@ CRITERIA = (
     "sparsegpt+update",
 )
 
+BIASED = ("magnitude+bias", "wanda+bias", "sparsegpt+bias", "sparsegpt+update+bias")
+"""Where matrices have biases."""
+
 
 def main() -> None:
     """Makes or reads every cell and prints the figures."""
@@ -55,14 +62,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.quick:
             setup = quick_setup(Path(scratch))
+            biased = {"source": str(tiny_checkpoint(Path(scratch) / "biased", "gpt2"))}
+            setup = replace(setup, model=biased)
         else:
-            setup = Setup.of_files(
-                arguments.results, arguments.calibration, [arguments.heldout], ["zeros"]
-            )
+            model = arguments.model
+            results = arguments.results / Path(model).name if model else arguments.results
+            setup = Setup.of_files(results, arguments.calibration, [arguments.heldout], ["zeros"])
+            setup = replace(setup, model={"source": model or setup.model["source"]})
         setup = replace(setup, spaces={"zeros": setup.spaces["zeros"]})
         figures: dict[str, Figure] = {}
         table = Table("criterion", "KL", "perplexity", "seconds", title="refinements", box=SIMPLE)
-        for name in arguments.criteria:
+        for name in arguments.criteria or (CRITERIA + BIASED if arguments.quick else CRITERIA):
             row = cell(setup.folder, name, partial(_measured, setup, name))
             table.add_row(name, *(f"{row[key]:.4g}" for key in ("kl", "perplexity", "seconds")))
             figures |= {f"{name}_{key}": value for key, value in row.items()}
@@ -74,7 +84,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calibration", help="text file for the level library")
     parser.add_argument("--heldout", help="text file that judges")
-    parser.add_argument("--criteria", nargs="+", default=CRITERIA)
+    parser.add_argument("--model", help="a folder or hub id in place of SmolLM2-135M")
+    parser.add_argument("--criteria", nargs="+")
     parser.add_argument("--results", type=Path, default=Path("results/refinements"))
     parser.add_argument("--json")
     parser.add_argument("--quick", action="store_true")

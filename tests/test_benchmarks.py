@@ -72,12 +72,15 @@ FIGURES = {
     "healing_cost": ["healing_s", "bare_s", "ratio", "ratio_low", "ratio_high"],
     "healing": [f"{setting}_none_0_kl_three" for setting in ("widths", "zeros")],
     "proxy_validity": [f"{setting}_regret_plain" for setting in ("widths", "zeros")],
-    "refinements": ["wanda_kl", "wanda+swaps_kl", "wanda+update_kl", "wanda+update_perplexity"],
     "bottom_line": [
         *("ours_kl_80", "best_other_kl_80", "ours_ppl_80", "uniform_kl_80_sd", "flap_kl_80"),
         *("last_kl_80", "shortgpt_kl_80", "evopress_kl_80"),
     ],
     "calibration": [f"{setting}_self_on_two_kl" for setting in ("widths", "zeros")],
+    "refinements": [
+        *("wanda_kl", "wanda+swaps_kl", "wanda+update_kl", "wanda+update_perplexity"),
+        "wanda+bias_kl",
+    ],
     "minilm": ["searched_spearman", "healed_spearman", "latency", "flops"],
     "real_weights": [
         *("gemma_body", "gemma_params", "gemma_searched", "gemma_even", "gemma_reloaded"),

@@ -115,7 +115,7 @@ class LibraryConfig(Strict):
     Attributes:
         path: Folder; ``None`` puts it into the run folder.
         criterion: How matrices get zeros: a name from `evocompress.compression.criteria.CRITERIA`,
-            perhaps with refinements after it, as in ``wanda+swaps+update``.
+            perhaps with refinements after it, as in ``wanda+swaps+update`` or ``wanda+bias``.
         width_criterion: How sub-layers are narrowed: a name from
             `evocompress.compression.criteria.STRUCTURED`.
         reconstruct: Refit what is left of a narrowed sub-layer by least squares (LIAR,

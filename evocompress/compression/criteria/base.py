@@ -122,6 +122,8 @@ class Criterion:
             shape that read the same input, each with its own levels; ``None`` where one by one
             is as fast.
         sums: Whether it reads the sums of the inputs as well.
+        compensates: Whether the bias of a matrix that has one gives back what the compressed
+            matrix lacks of the mean output; see `mean_change`.
 
     Examples:
         >>> from evocompress.compression.criteria import CRITERIA
@@ -134,6 +136,7 @@ class Criterion:
     compress: Compress
     together: CompressTogether | None = None
     sums: bool = False
+    compensates: bool = False
 
     def compress_all(
         self, weights: Sequence[Tensor], statistics: Statistics, levels: Sequence[Sequence[Level]]
@@ -178,13 +181,28 @@ def _check_pattern(weight: Tensor, level: Level) -> None:
         )
 
 
-def relative_errors(weight: Tensor, compressed: Sequence[Tensor], gram: Tensor) -> list[float]:
+def mean_change(dense: Tensor, compressed: Tensor, statistics: Statistics) -> Tensor:
+    """What a compressed matrix lacks of the mean output of the dense one, (out,)."""
+    return (dense - compressed) @ statistics.means
+
+
+def relative_errors(
+    weight: Tensor,
+    compressed: Sequence[Tensor],
+    gram: Tensor,
+    given_back: Sequence[float] | None = None,
+) -> list[float]:
     """Output error tr(ΔW·G·ΔWᵀ) / tr(W·G·Wᵀ) of each compressed matrix (EvoPress, 2410.14649).
 
-    It is 0 where the dense output is zero.
+    It is 0 where the dense output is zero. `given_back` is what a bias of each takes off ‖ΔW·X‖².
     """
     energy = output_energy(weight, gram)
-    return [output_energy(weight - one, gram) / energy if energy else 0.0 for one in compressed]
+    if not energy:
+        return [0.0] * len(compressed)
+    lost = [output_energy(weight - one, gram) for one in compressed]
+    if given_back is not None:
+        lost = [max(0.0, one - less) for one, less in zip(lost, given_back, strict=True)]
+    return [one / energy for one in lost]
 
 
 def output_energy(weight: Tensor, gram: Tensor) -> float:

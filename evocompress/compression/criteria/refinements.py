@@ -1,7 +1,10 @@
 """Repairs of a sparse matrix without training, after any criterion: ``wanda+swaps+update``.
 
 A refinement takes the dense matrix, the compressed one and the statistics of the inputs; what it
-gives has as many zeros, under a pattern in every group. Several are applied in their order.
+gives has as many zeros, under a pattern in every group. Several are applied in their order. The
+one called ``bias`` leaves the matrix and comes last wherever it stands: what is then missing of the
+mean output goes to the bias of a matrix that has one, b' = b + (W − W')·mean(x), which leaves the
+mean of every output as it was (DFQ, 1906.04721, does so for rounded weights).
 
 ```yaml
 library: {criterion: wanda+swaps+update}
@@ -18,7 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from evocompress.compression.criteria.base import Criterion, Needs, Statistics
+from evocompress.compression.criteria.base import Compress, Criterion, Needs, Statistics
 from evocompress.compression.criteria.masks import group_ranks, parse_pattern
 from evocompress.core.registry import Registry
 from evocompress.core.types import Level
@@ -48,35 +51,39 @@ class Refinement:
     Attributes:
         needs: Which statistics it reads beside the criterion.
         sums: Whether it reads the sums of the inputs as well.
-        refine: Does it for one level.
+        refine: Does it for one level; ``None`` where the matrix stays as it is.
+        compensates: Whether the bias gives back what is missing of the mean output.
     """
 
     needs: Needs
     sums: bool
-    refine: Refine
+    refine: Refine | None
+    compensates: bool = False
 
     def after(self, criterion: Criterion) -> Criterion:
         """A criterion that is followed by this."""
         order: tuple[Needs, ...] = ("nothing", "squares", "gram")
-
-        def refined(
-            weight: Tensor, statistics: Statistics, levels: Sequence[Level]
-        ) -> list[Tensor]:
-            dense = weight.float()
-            found = criterion.compress(weight, statistics, levels)
-            return [
-                one if level.dense else self.refine(dense, one, statistics, level)
-                for one, level in zip(found, levels, strict=True)
-            ]
-
-        needs = max(criterion.needs, self.needs, key=order.index)
-        return replace(
+        found = replace(
             criterion,
-            needs=needs,
-            compress=refined,
-            together=None,
+            needs=max(criterion.needs, self.needs, key=order.index),
             sums=criterion.sums or self.sums,
+            compensates=criterion.compensates or self.compensates,
         )
+        if self.refine is None:
+            return found
+        return replace(found, compress=_refined(criterion, self.refine), together=None)
+
+
+def _refined(criterion: Criterion, refine: Refine) -> Compress:
+    def compress(weight: Tensor, statistics: Statistics, levels: Sequence[Level]) -> list[Tensor]:
+        dense = weight.float()
+        found = criterion.compress(weight, statistics, levels)
+        return [
+            one if level.dense else refine(dense, one, statistics, level)
+            for one, level in zip(found, levels, strict=True)
+        ]
+
+    return compress
 
 
 def swaps(dense: Tensor, sparse: Tensor, statistics: Statistics, level: Level) -> Tensor:
@@ -161,7 +168,11 @@ def _scaled(statistics: Statistics) -> tuple[Tensor, Tensor, Tensor]:
 REFINEMENTS: Registry[Refinement] = Registry(
     "refinement",
     "evocompress.refinements",
-    {"swaps": Refinement("squares", True, swaps), "update": Refinement("gram", False, update)},
+    {
+        "swaps": Refinement("squares", True, swaps),
+        "update": Refinement("gram", False, update),
+        "bias": Refinement("squares", True, None, compensates=True),
+    },
     lambda found: isinstance(found, Refinement),
 )
 

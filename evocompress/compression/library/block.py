@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from evocompress.compression.criteria import Cut, Statistics, Structure, reconstructed
-from evocompress.compression.criteria.base import output_energy, relative_errors
+from evocompress.compression.criteria.base import mean_change, output_energy, relative_errors
 from evocompress.compression.library.dense import Coupled, DenseModel
 from evocompress.compression.library.files import TensorWriter, durable_file
 from evocompress.compression.library.manifest import BlockRecord, InputRecord
@@ -48,12 +48,14 @@ class BlockMaker:
             LibraryError: A weight is not finite, or a level is impossible.
         """
         errors: Errors = {}
+        small: dict[str, Tensor] = {}
         with durable_file(path) as file:
             writer = TensorWriter(file, self.order.layout(self.dense.dtype))
             for batch in self.order.batches:
-                errors |= self._write_matrices(writer, batch)
+                found, biases = self._write_matrices(writer, batch)
+                errors |= found
+                small |= biases
             self._write_statistics(writer)
-            small: dict[str, Tensor] = {}
             for coupled, levels in self.order.widths:
                 cuts = [self._cuts(link, levels) for link in coupled.links]
                 small |= _write_weights(writer, coupled, levels, [found for _, found in cuts])
@@ -63,19 +65,33 @@ class BlockMaker:
         inputs = self._input_records()
         return BlockRecord(path.name, writer.bytes, writer.sha256, inputs, errors, writer.xxh3)
 
-    def _write_matrices(self, writer: TensorWriter, batch: Batch) -> Errors:
-        """Write all levels of a batch; returns their errors where they can be measured."""
+    def _write_matrices(
+        self, writer: TensorWriter, batch: Batch
+    ) -> tuple[Errors, dict[str, Tensor]]:
+        """Write all levels of a batch.
+
+        Returns:
+            Their errors where they can be measured, and their biases for later.
+        """
         assert self.order.methods.criterion is not None
         weights = [self._weight(linear.name) for linear, _ in batch]
         known = self.statistics.get(batch[0][0].input, Statistics())
         found = self.order.methods.criterion.compress_all(weights, known, [own for _, own in batch])
         errors: Errors = {}
+        biases: dict[str, Tensor] = {}
         for (linear, levels), weight, results in zip(batch, weights, found, strict=True):
             for level, result in zip(levels, results, strict=True):
                 writer.add(tensor_key(linear.name, level, "weight"), linear.oriented(result))
+            shifts = None
+            if self.order.methods.compensates(linear):
+                own = self.dense.bias(linear.name)
+                assert own is not None
+                shifts = [mean_change(weight, one, known) for one in results]
+                for level, shift in zip(levels, shifts, strict=True):
+                    biases[tensor_key(linear.name, level, "bias")] = own + shift
             if known.gram is not None:
-                errors[linear.name] = tuple(relative_errors(weight, results, known.gram))
-        return errors
+                errors[linear.name] = tuple(_matrix_errors(weight, results, known, shifts))
+        return errors, biases
 
     def _write_statistics(self, writer: TensorWriter) -> None:
         for word in self.order.kept_inputs:
@@ -133,6 +149,17 @@ class BlockMaker:
             )
             for word, known in self.statistics.items()
         }
+
+
+def _matrix_errors(
+    weight: Tensor, results: Sequence[Tensor], known: Statistics, shifts: Sequence[Tensor] | None
+) -> list[float]:
+    """Output errors of a matrix at its levels, with what each adds to the bias."""
+    assert known.gram is not None
+    if shifts is None:
+        return relative_errors(weight, results, known.gram)
+    given_back = [known.tokens * float(shift.square().sum()) for shift in shifts]
+    return relative_errors(weight, results, known.gram, given_back)
 
 
 def _write_weights(

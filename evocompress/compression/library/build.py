@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from evocompress.compression.library.builder import BuildProgress, MakeBlocks, m
 from evocompress.compression.library.dense import dense_model
 from evocompress.compression.library.manifest import NAME, LibraryRecipe, Manifest, read_manifest
 from evocompress.compression.library.plan import check_fits, plan_library
-from evocompress.compression.library.recipe import Wanted, make_recipe
+from evocompress.compression.library.recipe import Wanted, make_recipe, methods_for, without_bias
 from evocompress.compression.library.store import Library, check_size, open_library, verify_files
 from evocompress.core.circumstances import Facts, differences
 from evocompress.core.config import LibraryConfig
@@ -78,12 +79,25 @@ def build_library(
             manifest = _begin(loaded, recipe, tokens, config, path, batch)
             if _is_incomplete(manifest, path):
                 clear_leftovers(path)
+                _say_what_lacks_a_bias(loaded, manifest.recipe.levels, config)
                 verify_files(path, manifest)  # later blocks may be made from these
                 manifest.write(path)
                 for index, record in blocks(loaded, path, manifest, tokens, batch, progress):
                     manifest = manifest.with_block(index, record)
                     manifest.write(path)
     return open_library(path, loaded, cache_mib=config.cache_mib)
+
+
+def _say_what_lacks_a_bias(loaded: LoadedModel, wanted: Wanted, config: LibraryConfig) -> None:
+    dense = dense_model(loaded)
+    lacking = without_bias(dense, wanted, methods_for(dense, wanted, config))
+    if lacking:
+        logging.getLogger(__name__).warning(
+            "library.criterion: %s changes no bias of %d matrices that have none, %s among them",
+            config.criterion,
+            len(lacking),
+            lacking[0],
+        )
 
 
 def check_library(

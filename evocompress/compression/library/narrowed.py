@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from evocompress.compression.criteria import CRITERIA, Statistics
+from evocompress.compression.criteria.base import mean_change
 from evocompress.compression.library.dense import Coupled, DenseModel, Linear
 from evocompress.compression.library.manifest import Manifest
 from evocompress.compression.library.order import statistics_key
@@ -37,20 +39,22 @@ class NarrowedMatrices:
         self._reader = reader
         self.cache = Cache(limit)
 
-    def weight(self, unit: str, level: Level, width: Level) -> Tensor:
-        """A matrix at a level in its sub-layer at a narrow width.
+    def tensors(self, unit: str, level: Level, width: Level) -> dict[str, Tensor]:
+        """A matrix at a level in its sub-layer at a narrow width, and its bias where it changes.
 
-        It has the module's orientation and the model's type, and lies in main memory.
+        They have the module's orientation and the model's type, and lie in main memory.
 
         Raises:
             LibraryError: The level is impossible at this width, or the file is damaged.
         """
         key = f"{unit}::{width.key}::{level.key}"
         return self.cache.get(
-            key, lambda: self._made(self._dense.linears[unit], level, width), lambda w: w.nbytes
+            key,
+            lambda: self._made(self._dense.linears[unit], level, width),
+            lambda made: sum(tensor.nbytes for tensor in made.values()),
         )
 
-    def _made(self, linear: Linear, level: Level, width: Level) -> Tensor:
+    def _made(self, linear: Linear, level: Level, width: Level) -> dict[str, Tensor]:
         criterion = CRITERIA[self._manifest.recipe.criterion or ""]
         coupled = self._dense.coupled[linear.unit.owner]
         stored = self._reader.level(coupled.unit.name, width)
@@ -65,7 +69,19 @@ class NarrowedMatrices:
         zeros = level.zeros_left(dense.numel(), narrow.numel())
         known = self._statistics(linear, columns, width if linear.unit.columns else None)
         (result,) = criterion.compress(narrow, known, [replace(level, zeros=zeros)])
-        return linear.oriented(result).to("cpu", self._dense.dtype).contiguous()
+        made = {"weight": linear.oriented(result)}
+        bias = self._bias(linear, stored, rows) if criterion.compensates else None
+        if bias is not None:
+            made["bias"] = bias + mean_change(narrow, result, known)
+        return {k: v.to("cpu", self._dense.dtype).contiguous() for k, v in made.items()}
+
+    def _bias(self, linear: Linear, stored: Mapping[str, Tensor], rows: Indexer) -> Tensor | None:
+        """The bias of a narrowed matrix: the output's as the width left it, rows of another."""
+        if linear.part == "weight":
+            bias = stored.get("bias")
+            return None if bias is None else bias.to(self._dense.device).float()
+        own = self._dense.bias(linear.name)
+        return None if own is None else own[rows]
 
     def _statistics(self, linear: Linear, columns: Indexer, width: Level | None) -> Statistics:
         """Statistics of the inputs that are left; matrices that read the same share them."""

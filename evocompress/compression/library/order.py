@@ -57,6 +57,10 @@ class Methods:
         """Whether the gradients of the matrices of a narrowed sub-layer are read."""
         return self.structured is not None and "gradients" in self.structured.needs
 
+    def compensates(self, linear: Linear) -> bool:
+        """Whether the bias of a matrix gives back what its zeros take from the mean output."""
+        return self.criterion is not None and self.criterion.compensates and linear.unit.bias
+
     def adds_bias(self, coupled: Coupled) -> bool:
         """Whether the output of a narrowed sub-layer gets a bias that it did not have."""
         adds = self.structured is not None and self.structured.adds_bias
@@ -175,6 +179,11 @@ class BlockOrder:
                 shape = (link.output.shape[0], link.inputs_left(level))
                 key = tensor_key(coupled.unit.name, level, link.output.part)
                 yield key, _spec(link.output, shape, dtype)
+        for linear, levels in self.matrices:
+            if self.methods.compensates(linear):
+                for level in levels:
+                    key = tensor_key(linear.name, level, "bias")
+                    yield key, TensorSpec((linear.shape[0],), dtype)
         for coupled, levels in self.widths:
             for level in levels:
                 yield from self._small_specs(coupled, level, dtype)

@@ -43,12 +43,15 @@ def _compress(
         if weight is not None:
             parameter = model.get_parameter(f"{linear.name}.weight")
             _swap(parameter, linear.oriented(weight), undo)
-    bias = levels.bias(coupled)
-    if bias is not None and coupled.output.unit.bias:
-        _swap(model.get_parameter(f"{coupled.output.name}.bias"), bias, undo)
-    elif bias is not None:
-        output, added = model.get_submodule(coupled.output.name), bias.to(model.device)
-        undo.callback(output.register_forward_hook(lambda _, __, given: given + added).remove)
+        bias = levels.bias(coupled, linear)
+        if bias is not None and linear.unit.bias:
+            _swap(model.get_parameter(f"{linear.name}.bias"), bias, undo)
+        elif bias is not None:
+            _add(model.get_submodule(linear.name), bias.to(model.device), undo)
+
+
+def _add(module: nn.Module, bias: Tensor, undo: ExitStack) -> None:
+    undo.callback(module.register_forward_hook(lambda _, __, given: given + bias).remove)
 
 
 def _swap(parameter: nn.Parameter, data: Tensor, undo: ExitStack) -> None:
@@ -80,10 +83,20 @@ class _Propagated:
             return None
         return padded(coupled, linear, self._dense.weight(linear.name), weight, kept)
 
-    def bias(self, coupled: Coupled) -> Tensor | None:
-        """The bias of a narrowed sub-layer's output, where it has one."""
-        width = self._of(coupled.unit.name)
-        return None if width.dense else self._library.load(coupled.unit.name, width).get("bias")
+    def bias(self, coupled: Coupled, linear: Linear) -> Tensor | None:
+        """The bias of a matrix, also one that it does not have when dense; ``None`` as before."""
+        width, level = self._of(coupled.unit.name), self._of(linear.name)
+        found = None if level.dense else self._library.load(linear.name, level, width).get("bias")
+        if width.dense:
+            return found
+        narrowed = self._library.load(coupled.unit.name, width)
+        if linear.part == "weight":
+            return narrowed.get("bias") if found is None else found
+        own = self._dense.bias(linear.name)
+        if found is None or own is None:
+            return None
+        rows, _ = coupled.index(linear, Kept(narrowed["groups"], narrowed["items"]))
+        return own.index_copy(0, rows, found.to(own)) if isinstance(rows, Tensor) else found
 
     def _of(self, unit: str) -> Level:
         return self._levels.get(unit, DENSE)

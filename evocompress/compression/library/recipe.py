@@ -54,7 +54,8 @@ def methods_for(dense: DenseModel, wanted: Wanted, config: LibraryConfig) -> Met
     """How the wanted levels are made.
 
     Raises:
-        LibraryError: The model has no such unit, or there is no criterion of such a name.
+        LibraryError: The model has no such unit, there is no criterion of such a name, or biases
+            are to give something back where there are none.
     """
     unknown = [unit for unit in wanted if unit not in dense.linears | dense.coupled]
     if unknown:
@@ -62,11 +63,31 @@ def methods_for(dense: DenseModel, wanted: Wanted, config: LibraryConfig) -> Met
             f"the model has no matrix, attention or mlp {unknown[0]}: check the search space"
         )
     stored = {unit for unit, levels in wanted.items() if any(not one.dense for one in levels)}
-    return methods_named(
+    methods = methods_named(
         config.criterion if stored & dense.linears.keys() else None,
         config.width_criterion if stored & dense.coupled.keys() else None,
         config.reconstruct,
     )
+    sparse = stored & dense.linears.keys()
+    if sparse and len(without_bias(dense, wanted, methods)) == len(sparse):
+        raise LibraryError(
+            f"library.criterion: {config.criterion} gives to biases what zeros take from the mean "
+            f"output, and none of the {len(sparse)} matrices with zeros has a bias: leave out +bias"
+        )
+    return methods
+
+
+def without_bias(dense: DenseModel, wanted: Wanted, methods: Methods) -> list[str]:
+    """The matrices with zeros that lack the bias which the criterion is to change."""
+    if methods.criterion is None or not methods.criterion.compensates:
+        return []
+    return [
+        unit
+        for unit, levels in wanted.items()
+        if unit in dense.linears
+        and any(not level.dense for level in levels)
+        and not methods.compensates(dense.linears[unit])
+    ]
 
 
 def _propagated(wanted: Wanted, chosen: Mapping[str, Level] | None) -> dict[str, Level]:

@@ -73,7 +73,8 @@ class Library:
 
         Returns:
             Of a matrix unit its ``weight``, in type and orientation of the module's own
-            parameter, whose ``data`` it can become; in a narrowed sub-layer it is as narrow.
+            parameter, whose ``data`` it can become; in a narrowed sub-layer it is as narrow. Where
+            the criterion changes the bias too, there is a ``bias``.
             Of a sub-layer the ``groups`` (key-value heads; of an MLP 0) and ``items`` (query
             heads or channels) kept, ascending int64, the ``weight`` of its output matrix, and
             the ``bias`` of that where it has one or gets one. Where an MLP has channels twice,
@@ -88,7 +89,7 @@ class Library:
         if width.dense:
             return self._reader.level(unit, level)
         self._check_stored(self._dense.units[unit].parent or unit, width)
-        return {"weight": self._narrowed.weight(unit, level, width)}
+        return self._narrowed.tensors(unit, level, width)
 
     def _check_stored(self, unit: str, level: Level) -> None:
         if level.dense or level not in self.levels(unit):

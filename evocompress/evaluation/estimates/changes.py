@@ -89,7 +89,7 @@ class Wide:
     def values(self, unit: Unit, level: Level) -> ParameterValues:
         """The parameters of a unit at a level."""
         if unit.kind == "matrix":
-            return {f"{unit.name}.weight": self._matrix(unit, level)}
+            return self._matrix(unit, level)
         found: dict[str, Value] = {}
         for sublayer in self._sublayers(unit):
             gate = self._gate(unit, sublayer)
@@ -141,21 +141,26 @@ class Wide:
                 continue
             values |= self._narrow(unit, name, matrix, level)
             if not self.current(name).dense:
-                values[f"{name}.weight"] = self._sparse(unit, name, matrix, level)
+                values |= self._sparse(unit, name, matrix, level)
         dense = self._live.dense
         return {key: value.whole(dense.get(key, value.tensor)) for key, value in values.items()}
 
-    def _sparse(self, unit: Unit, name: str, matrix: Matrix, level: Level) -> Value:
+    def _sparse(self, unit: Unit, name: str, matrix: Matrix, level: Level) -> dict[str, Value]:
         """A matrix of a narrowed sub-layer that reads its heads or channels, with zeros in it."""
         assert self._live.library is not None
         axis, kept = self._kept(unit, matrix, level)
-        tensor = self._live.library.load(name, self.current(name), level)["weight"]
+        made = self._live.library.load(name, self.current(name), level)
+        tensor, bias = made["weight"], made.get("bias")
+        found = {}
+        if bias is not None and not matrix.rows:
+            device = self._live.dense[f"{name}.weight"].device
+            found[f"{name}.bias"] = Value(to_device(bias, device))
         if matrix.rows:
             # Rows that are gone are not read, whatever stands there.
             entry = self._live.library.load(self._owner(unit, matrix), level)
             shape = (self._live.dense[f"{name}.weight"].shape[0], *tensor.shape[1:])
             tensor = tensor.new_zeros(shape).index_copy_(0, entry["items"], tensor)
-        return Value(tensor, axis, kept)
+        return found | {f"{name}.weight": Value(tensor, axis, kept)}
 
     def no_bias(self, unit: Unit) -> dict[str, Tensor]:
         """A zero bias of the output matrix of a sub-layer."""
@@ -195,16 +200,18 @@ class Wide:
         names = [f"{matrix}.weight", f"{matrix}.bias"]
         return [name for name in names if name in self._live.dense]
 
-    def _matrix(self, unit: Unit, level: Level) -> Value:
-        """A matrix with zeros, without the inputs that are cut now."""
-        tensor = self._live.tensors(unit.name, level)[f"{unit.name}.weight"]
+    def _matrix(self, unit: Unit, level: Level) -> dict[str, Value]:
+        """A matrix with zeros and its bias, or without the inputs that are cut now."""
+        tensors = self._live.tensors(unit.name, level)
+        weight = f"{unit.name}.weight"
         owner = self._live.units[unit.owner]
         width = self.current(self._live.tree.sublayer(unit).name)
         if not (narrowable(unit.columns) and width.narrow):
-            return Value(tensor)
+            return {name: Value(tensor) for name, tensor in tensors.items()}
         matrix = next(matrix for name, matrix in self._readers(owner) if name == unit.name)
         axis, kept = self._kept(owner, matrix, width)
-        return Value(tensor.index_select(axis, kept), axis, kept)
+        # The bias is as the width left it, whatever the zeros.
+        return {weight: Value(tensors[weight].index_select(axis, kept), axis, kept)}
 
     def _narrow(self, unit: Unit, name: str, matrix: Matrix, level: Level) -> dict[str, Value]:
         """The output matrix of a narrowed sub-layer, and its bias where it has one."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evocompress.compression.criteria import CRITERIA, Statistics
-from evocompress.compression.criteria.base import output_energy
+from evocompress.compression.criteria.base import mean_change, output_energy, relative_errors
 from evocompress.compression.criteria.refinements import REFINEMENTS, RIDGE, SWAPS, update
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import Level
@@ -88,6 +88,37 @@ def test_refinements_follow_one_another() -> None:
     assert torch.equal(found, update(dense, swapped, known, LEVEL))
 
 
+def test_biases_come_last_and_leave_the_matrices() -> None:
+    dense, known = example()
+    levels = [LEVEL, Level(zeros=100)]
+    for name in ("wanda+bias", "wanda+bias+update", "wanda+update+bias"):
+        found, plain = CRITERIA[name], CRITERIA[name.replace("+bias", "")]
+        assert found.compensates and found.sums and not plain.compensates
+        assert found.needs == plain.needs
+        pairs = zip(*(one.compress(dense, known, levels) for one in (found, plain)), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs)
+    assert CRITERIA["magnitude+bias"].needs == "squares"
+    assert CRITERIA["sparsegpt+bias"].together is CRITERIA["sparsegpt"].together
+
+
+def test_errors_count_what_a_bias_gives_back() -> None:
+    dense, known = example()
+    assert known.gram is not None and known.sums is not None
+    (sparse,) = CRITERIA["wanda"].compress(dense, known, [LEVEL])
+    shift = mean_change(dense, sparse, known)
+    lost = dense.double() - sparse
+    # ‖ΔW·X − s·1ᵀ‖² of inputs of which only the sums and products are known.
+    expected = (lost @ known.gram.double() * lost).sum() - 2 * shift.double() @ (
+        lost @ known.sums.double()
+    )
+    expected += known.tokens * shift.double().square().sum()
+    energy = (dense.double() @ known.gram.double() * dense).sum()
+    given_back = [known.tokens * float(shift.square().sum())]
+    (found,) = relative_errors(dense, [sparse], known.gram, given_back)
+    assert found == pytest.approx(float(expected / energy), rel=1e-4)
+    assert found < relative_errors(dense, [sparse], known.gram)[0]
+
+
 def test_names_of_which_a_part_is_unknown_are_refused() -> None:
     assert "wanda+swaps" in CRITERIA and "wanda+swap" not in CRITERIA
     assert "wanda+swaps" not in list(CRITERIA)
@@ -96,4 +127,4 @@ def test_names_of_which_a_part_is_unknown_are_refused() -> None:
             CRITERIA.check(name, "library.criterion")
     with pytest.raises(ConfigError):
         CRITERIA["wanda+swap"]
-    assert set(REFINEMENTS.built_in) == {"swaps", "update"}
+    assert set(REFINEMENTS.built_in) == {"swaps", "update", "bias"}
