@@ -130,6 +130,7 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
         unrotated=4,
         settings={"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1},
     ),
+    "mamba": LlamaCpp("mamba", also=("residual_in_fp32", "use_mambapy", "use_associative_scan")),
     "mamba2": LlamaCpp(
         "mamba2",
         settings={"n_groups": 1, "time_step_limit": (0.0, inf)},

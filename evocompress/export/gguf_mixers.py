@@ -33,6 +33,9 @@ OF_VALUES = (
 )
 """Tensors with rows or columns of values."""
 
+MAMBA = "mamba"
+"""The type whose channels are heads of their own, so that a number for each is no row."""
+
 PACKED = "shared_mlp.input_linear."
 
 
@@ -66,7 +69,7 @@ def as_mixer(name: str, tensor: Tensor, config: Any) -> Tensor:
         return tensor.squeeze(1)
     if part == "ssm_a":
         return -torch.exp(tensor.float()).reshape(len(tensor), -1)
-    if part == "ssm_d":
+    if part == "ssm_d" and config.model_type != MAMBA:
         return tensor[:, None]
     groups = getattr(config, "n_groups", 1)
     return tensor.reshape(groups, -1) if part == "ssm_norm.weight" else tensor
@@ -134,13 +137,18 @@ def add_mixers(writer: Any, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _add_mamba(writer: Any, own: Mapping[str, Tensor]) -> None:
-    """Adds the sizes of Mamba-2, from the tensors of one layer."""
-    inner, norm = own["ssm_out.weight"].shape[1], own["ssm_norm.weight"]
+    """Adds the sizes of Mamba, from the tensors of one layer."""
+    inner = own["ssm_out.weight"].shape[1]
     channels, kernel = own["ssm_conv1d.weight"].shape
-    # The norm of a delta net is over a head.
-    groups = len(norm) if norm.dim() > 1 else (channels - inner) // (2 * len(norm))
     writer.add_ssm_conv_kernel(kernel)
     writer.add_ssm_inner_size(inner)
+    if "ssm_x.weight" in own:
+        writer.add_ssm_state_size(own["ssm_a"].shape[1])
+        writer.add_ssm_time_step_rank(own["ssm_dt.weight"].shape[1])
+        return
+    norm = own["ssm_norm.weight"]
+    # The norm of a delta net is over a head.
+    groups = len(norm) if norm.dim() > 1 else (channels - inner) // (2 * len(norm))
     writer.add_ssm_state_size((channels - inner) // (2 * groups))
     writer.add_ssm_time_step_rank(len(own["ssm_a"]))
     writer.add_ssm_group_count(groups)

@@ -13,7 +13,12 @@ from evocompress.export.gguf_architectures import (
     architecture_of,
 )
 from evocompress.export.gguf_latent import latent_obstacle
-from evocompress.export.gguf_mixers import attention_alone, attention_interval, tensor_kinds
+from evocompress.export.gguf_mixers import (
+    MAMBA,
+    attention_alone,
+    attention_interval,
+    tensor_kinds,
+)
 from evocompress.export.gguf_rotary import frequencies, rotary_obstacle
 from evocompress.export.layout import Layout, layout, second_round
 from evocompress.export.llama_like import LLAMA_LIKE, first_without_attention, unlike_llama
@@ -79,6 +84,7 @@ def _model_obstacle(loaded: LoadedModel, found: LlamaCpp) -> str | None:
         _other_settings(loaded, ARCHITECTURES.get(name, found))
         or _norm_scale(loaded)
         or _two_widths(loaded)
+        or _other_expansion(loaded)
         or _keys_of_others(loaded)
         or _untied(loaded, found)
     )
@@ -167,6 +173,17 @@ def _two_widths(loaded: LoadedModel) -> str | None:
     return (
         f"cannot hold this {loaded.family.model_type} model, whose delta nets have keys of {key} "
         f"and values of {value} elements"
+    )
+
+
+def _other_expansion(loaded: LoadedModel) -> str | None:
+    """The obstacle of a Mamba that is not twice as wide as the hidden state."""
+    config = loaded.model.config
+    if config.model_type != MAMBA or config.intermediate_size == 2 * config.hidden_size:
+        return None
+    return (
+        f"cannot hold this {MAMBA} model, whose intermediate_size is {config.intermediate_size} "
+        f"and not twice the hidden size, {config.hidden_size}"
     )
 
 

@@ -9,7 +9,12 @@ from typing import Any
 from evocompress.core.types import DROP, Level
 from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp, architecture_of
 from evocompress.export.gguf_latent import is_latent
+from evocompress.export.gguf_mixers import MAMBA
+from evocompress.models.families import family_of
+from evocompress.models.families.base import prepare
+from evocompress.models.families.derivation.shrink import random_model
 from evocompress.models.loading import LoadedModel
+from evocompress.models.loading import loaded as reload
 from evocompress.testing.derived import typical_config, typical_loaded
 from evocompress.testing.formats import LevelsByEnd
 
@@ -113,9 +118,20 @@ def gguf_loaded(name: str, **settings: Any) -> LoadedModel:
         elif setting == "num_hidden_layers":
             layers = value
     loaded = typical_loaded(config, None if model_type in TYPICAL else layers)
+    if model_type == MAMBA:
+        loaded = _expanded(loaded)
     loaded.model.float()
     # llama.cpp wants certain tokens of a model in whose name there is "phi3".
     return replace(loaded, source="tiny")
+
+
+def _expanded(narrow: LoadedModel) -> LoadedModel:
+    """The same as wide as Mamba is, and tiny models of it are not."""
+    config: Any = narrow.model.config
+    config.intermediate_size = 2 * config.hidden_size
+    model = random_model(type(narrow.model), config)
+    prepare(family_of(model), model)
+    return reload(model, narrow.tokenizer, narrow.source)
 
 
 def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:

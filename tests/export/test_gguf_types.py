@@ -197,6 +197,7 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("granitemoehybrid", {}, {"mamba_n_groups": 2}, "with whose mamba_n_groups = 2 llama.cpp was"),
     ("granitemoehybrid", {"2.attention": DROP}, {}, "cannot leave out model.layers.2.attention al"),
     ("granitemoehybrid", {"2.mlp": Level(channels=16)}, {}, "make model.layers.2.mlp narrower"),
+    ("mamba", {}, {"use_conv_bias": False}, "with whose use_conv_bias = False llama.cpp was"),
     ("mamba2", {}, {"n_groups": 2}, "with whose n_groups = 2 llama.cpp was"),
     ("mamba2", {}, {"time_step_limit": [0.0, 0.1]}, "with whose time_step_limit = (0.0, 0.1) lla"),
     ("nemotron_h", {}, {"layers_block_type": EXPERTS}, "nemotron_h_moe wants experts there"),
@@ -304,6 +305,25 @@ def test_mamba_2_without_attention_has_no_heads(tmp_path: Path) -> None:
     metadata = GgufReference(out / "model.gguf").metadata
     sizes = ("block_count", "attention.head_count", "attention.head_count_kv", "ssm.group_count")
     assert [metadata[f"mamba2.{size}"] for size in sizes] == [4, 0, 0, 1]
+
+
+def test_mamba_of_another_width_than_twice_the_hidden_size_is_refused() -> None:
+    loaded = gguf_loaded("mamba")
+    loaded.model.config.intermediate_size = 88
+    assert "is 88 and not twice the hidden size, 96" in (obstacle(loaded) or "")
+
+
+def test_channels_of_mamba_are_heads_of_their_own(tmp_path: Path) -> None:
+    loaded = gguf_loaded("mamba")
+    out = write(loaded, candidate_of(loaded, gguf_levels(loaded)), tmp_path / "out", "gguf")
+    file, config = GgufReference(out / "model.gguf"), loaded.model.config
+    sizes = [f"mamba.ssm.{size}" for size in ("inner_size", "state_size", "time_step_rank")]
+    wanted = [2 * config.hidden_size, config.state_size, config.time_step_rank]
+    assert [file.metadata[size] for size in sizes] == wanted
+    logarithm = loaded.model.get_parameter("backbone.layers.0.mixer.A_log").detach()
+    decays = torch.tensor(file.tensors["blk.0.ssm_a"]).float()
+    torch.testing.assert_close(decays, -logarithm.exp())
+    assert file.tensors["blk.0.ssm_d"].shape == (2 * config.hidden_size,)
 
 
 def test_hybrids_of_one_mixer_a_layer_have_each_layer_s_sizes(tmp_path: Path) -> None:
