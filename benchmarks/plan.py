@@ -97,6 +97,7 @@ SPACES: Mapping[str, dict[str, Any]] = {
 
 HEALINGS: Mapping[str, dict[str, Any]] = {
     "heal, blocks again": {"checkpointing": True},
+    "heal, blocks again, 8 bits": {"checkpointing": True, "optimizer": "adamw8bit"},
     "heal, adapters": {"checkpointing": True, "train": ("lora", "norms")},
 }
 """Healings that need less memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 
@@ -43,6 +44,7 @@ def make_optimizer(weights: Sequence[Tensor], config: HealConfig) -> Optimizer:
         )
     from torchao.optim import AdamW8bit
 
+    warnings.filterwarnings("ignore", "OptimState8bit does not implement _stable_hash")
     optimizer: Optimizer = AdamW8bit(weights, betas=BETAS, weight_decay=decay, block_size=BLOCK)
     return optimizer
 
