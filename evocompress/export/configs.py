@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig
 
+from evocompress.core.types import Architecture
 from evocompress.core.widths import Widths, dense_widths
 from evocompress.export.layout import Block
 from evocompress.models.config_keys import name_stages
@@ -225,14 +226,17 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel, blocks: Sequence[Blo
         return False
     if loaded.family.mixture is not None:
         loaded.family.mixture.prepare(built, loaded.family.blocks(built))
+    architecture = loaded.family.architecture(loaded.model)  # which is counted, so once for all
     pairs = zip(blocks, loaded.family.blocks(built), strict=True)
-    return all(_is_as_wide(module, block, loaded) for block, module in pairs)
+    return all(_is_as_wide(module, block, loaded, architecture) for block, module in pairs)
 
 
-def _is_as_wide(module: nn.Module, block: Block, loaded: LoadedModel) -> bool:
+def _is_as_wide(
+    module: nn.Module, block: Block, loaded: LoadedModel, architecture: Architecture
+) -> bool:
     """Whether a block has the matrices that it is to have, and they have their shapes."""
     family, dense = loaded.family.at(block.index), loaded.family.blocks(loaded.model)[block.index]
-    widths = dense_widths(loaded.family.architecture(loaded.model), block.index)
+    widths = dense_widths(architecture, block.index)
     for matrix in family.matrices:
         try:
             found = matrix_shape(module, matrix)

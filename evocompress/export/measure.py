@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from evocompress.export.weights import name_when_read
+from evocompress.models.families.mixture import FUSED
 from evocompress.models.loading import LoadedModel
 
 
@@ -39,7 +40,7 @@ def measured_costs(
     paths = "|".join(matrix.pattern for matrix in family.matrices)
     if family.mixture is not None:
         # As transformers keeps the matrices of all experts of a layer.
-        paths += rf"|{re.escape(family.mixture.mlp)}\.experts\.(gate_up|down)_proj"
+        paths += rf"|{re.escape(family.mixture.mlp)}\.experts\.(mlp\.)?({'|'.join(FUSED)})"
     matrix = re.compile(rf"{block}({paths})(\.weight)?")
     staying = _staying(loaded)
     total = body = matrices = zeros = size = 0

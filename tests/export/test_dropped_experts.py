@@ -16,7 +16,7 @@ from evocompress.export import read_record
 from evocompress.models.loading import LoadedModel
 from evocompress.space.costs import cost_model
 from evocompress.testing.derived import typical_config, typical_loaded
-from evocompress.testing.formats import assert_written, candidate_of, reload
+from evocompress.testing.formats import assert_written, candidate_of, reload, with_zeros
 
 HELD = {
     "deepseek_v3": "a router that chooses a group of experts first",
@@ -73,3 +73,14 @@ def test_each_group_keeps_enough(loaded: LoadedModel) -> None:
     levels = fewest(loaded) | {n.removeprefix(prefix): level for n, level in one_more.items()}
     with pytest.raises(ConfigError, match=f"'{name}' would keep"):
         candidate_of(loaded, levels)
+
+
+@pytest.mark.parametrize("form", ["hf", "stock", "padded"])
+def test_zeros_in_experts_are_measured_as_predicted(
+    loaded: LoadedModel, form: str, tmp_path: Path
+) -> None:
+    candidate = candidate_of(loaded, with_zeros(loaded, {}))
+    record = read_record(write(loaded, candidate, tmp_path / "out", form))
+    costs = cost_model(loaded.family.units(loaded.model), loaded.family.architecture(loaded.model))
+    found = costs.of([candidate])
+    assert record.measured == {name: found[name].item() for name in record.measured}

@@ -223,6 +223,9 @@ STORED: Mapping[str, tuple[str, ...]] = {
 }
 """The projections of each expert that a tensor of all holds, where that has another name."""
 
+FUSED = (*STORED, "up_proj", "down_proj")
+"""How the matrices of all experts are called."""
+
 
 def held_in(name: str) -> list[str]:
     """The tensors of each expert, by their names within it, that one of all experts holds.

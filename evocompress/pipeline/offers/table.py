@@ -131,7 +131,7 @@ def offers_by_type(
 
 
 def _found(names: Sequence[str], reporter: Reporter, limit: float) -> dict[str, Offers]:
-    """The offers of some types, which are kept."""
+    """The offers of some types, which are kept, but for those of processes without an answer."""
     found: dict[str, Offers] = {}
     workers: list[OfferWorker] = []
     own = local()
@@ -142,8 +142,9 @@ def _found(names: Sequence[str], reporter: Reporter, limit: float) -> dict[str, 
             workers.append(own.worker)
         try:
             answer: Offers = own.worker.ask(name)
-        except Unanswered as reason:
+        except Unanswered as reason:  # a quieter machine may answer
             return nothing(name, class_name(name), str(reason))
+        _keep(answer)
         return answer
 
     pool = ThreadPoolExecutor(min(WORKERS, len(names)))
@@ -152,7 +153,6 @@ def _found(names: Sequence[str], reporter: Reporter, limit: float) -> dict[str, 
             for done in as_completed([pool.submit(ask, name) for name in names]):
                 offers = done.result()
                 found[offers.model_type] = offers
-                _keep(offers)
                 advance(len(found), len(names), offers.model_type)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

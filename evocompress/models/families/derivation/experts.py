@@ -110,6 +110,8 @@ def _experts(block: nn.Module, mlp: str) -> str:
         names = {name.removesuffix("_bias") for name in shapes}
         if len(fused) == 1 and names in known.get(path, ()):
             return found
+        if len(fused) == 1 and names in HELD:
+            raise Unclear(f"its experts lie in {path}, and the mixture is {mlp}")
     held = "; ".join(f"{path}: {', '.join(shapes)}" for path, shapes in fused.items())
     raise Unclear(f"its experts are not held as gate_up_proj and down_proj ({held})")
 
