@@ -8,7 +8,6 @@ from typing import Any
 from evocompress.core.types import Candidate
 from evocompress.export.gguf_architectures import (
     ARCHITECTURES,
-    WRITABLE,
     LlamaCpp,
     architecture_of,
 )
@@ -42,7 +41,7 @@ def alike_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
     """Why none of `ARCHITECTURES` computes a candidate, if none does."""
     name = loaded.family.model_type
     if name not in ARCHITECTURES:
-        return f"cannot hold {name} models, only {', '.join(WRITABLE)}"
+        return f"cannot hold {name} models; 'evocompress models --formats' lists those that it can"
     found = architecture_of(loaded, alike=True)
     return (
         _model_obstacle(loaded, found)
@@ -122,7 +121,10 @@ def _other_settings(loaded: LoadedModel, found: LlamaCpp) -> str | None:
 
 
 def _untried(config: Any, found: LlamaCpp) -> Iterator[tuple[str, Any]]:
-    """The settings that are words, switches or lists, with other values than by default."""
+    """The settings that are words or switches, with other values than when it was tried.
+
+    Sizes and other numbers are written into the file.
+    """
     default = type(config)().to_dict()
     for name, value in config.to_dict().items():
         wanted = found.settings.get(name, default.get(name, value))

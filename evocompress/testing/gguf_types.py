@@ -85,9 +85,6 @@ TYPICAL = {"gemma4_text": "gemma4_text sharing"}
 WITHOUT_CHANNELS = ("bloom", "dbrx", "llama4_text", "mpt", "hunyuan_v1_moe")
 """Types whose configs do not say how many channels there are."""
 
-WITH_ALL_BLOCKS = ("ernie4_5_moe",)
-"""Types whose configs tell by numbers where experts begin, so that no block can be left out."""
-
 VARIANTS = tuple(name for name in SETTINGS if " " in name)
 
 
@@ -142,8 +139,6 @@ def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     levels = _droppable(loaded, {str(last if known.unrotated else 1 + mixed): DROP})
     if is_latent(loaded.model.config):
         levels |= {f"{i}.attention": Level(kv_groups=2, group_heads=1) for i in range(last + 1)}
-    if loaded.family.model_type in WITH_ALL_BLOCKS:
-        return {}
     if loaded.family.model_type not in WITHOUT_CHANNELS and not mixed:
         mlps = (i for i in range(last + 1) if "mlp" in loaded.family.at(i).sublayers)
         levels |= {f"{i}.mlp": Level(channels=16) for i in mlps}

@@ -214,7 +214,7 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("mpt", {}, {"attn_config.softmax_scale": 0.3}, "whose softmax_scale = 0.3 llama.cpp was not"),
     ("llama4_text", {}, {"floor_scale": 16}, "with whose floor_scale = 16 llama.cpp was not"),
     ("llama4_text", {}, {"no_rope_layers": [1] * 8}, "not every 4th of its layers"),
-    ("afmoe", {}, {}, "cannot hold afmoe models, only llama, "),
+    ("afmoe", {}, {}, "cannot hold afmoe models; 'evocompress models --formats' lists"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Model families: one interface (`base.Family`), one small file per family."""
+"""Model families: one interface (`base.Family`), derived or in a small file of their own."""
 
 from collections.abc import Sequence
 

@@ -19,12 +19,6 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoModelForSequenceClassification,
     Cache,
     PreTrainedConfig,
     PreTrainedModel,
@@ -48,12 +42,12 @@ PREFIX = "Evocompress"
 MODEL_TYPE = "evocompress_derived"
 
 AUTOS: Sequence[Any] = (
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForImageClassification,
-    AutoModel,
+    transformers.AutoModelForImageTextToText,
+    transformers.AutoModelForMultimodalLM,
+    transformers.AutoModelForCausalLM,
+    transformers.AutoModelForSequenceClassification,
+    transformers.AutoModelForImageClassification,
+    transformers.AutoModel,
 )
 """The classes of transformers that load such a checkpoint, if they load the model's own."""
 

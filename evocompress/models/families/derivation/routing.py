@@ -25,6 +25,8 @@ def why_all_stay(real: nn.Module, mixture: Mixture) -> str:
     groups, _ = groups_of(real, mixture.mlp)
     if groups == 1:
         return f"with fewer, {mixture.mlp} chooses in another way"
+    if any(tensor_of(real, path).ndim == 1 for path in mixture.entries):
+        return f"with fewer, {mixture.router} ranks its {groups} groups in another way"
     return (
         f"{mixture.router} ranks {groups} groups of as many experts each, and has no bias for each "
         "expert by which one that is left out could stay in its group without being chosen"
