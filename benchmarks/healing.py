@@ -80,6 +80,9 @@ def choices(text: str, calibration: str) -> dict[str, dict[str, Any]]:
         "lora, norms": {"source": mixed, "train": "lora,norms", "learning_rate": 1e-3},
         "next token": {"source": mixed, "next_token": 0.1},
         "states": {"source": mixed, "states": 1.0},
+        "top 16": {"source": mixed, "top_k": 16},
+        "top 64": {"source": mixed, "top_k": 64},
+        "adapted teacher": {"source": mixed, "adapt_teacher": 50_000},
         "average of 3": {"source": mixed, "average": 3},
     }
 

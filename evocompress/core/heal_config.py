@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from evocompress.core.fields import (
     Many,
@@ -29,6 +29,11 @@ class HealConfig(Strict):
         teacher: Another model to learn from than the dense one, in the words of `model.source`; its
             tokenizer must be the same. After a search on a compressed model it may be the one that
             was dense at first.
+        adapt_teacher: Tokens of the same text that the teacher is trained on first, by the loss of
+            the next token; ``None`` takes it as it is.
+        top_k: The teacher's likeliest tokens at each position that are kept on disk, with one
+            bucket for the rest, so that the teacher need not stay in memory; ``None`` compares with
+            all of its logits.
         source: Where its text comes from, in the words of `calibration.source`, or several sources
             with their weights; ``None`` reads on in `calibration.source`. Sequences that library,
             search or held-out part have are passed over.
@@ -68,6 +73,8 @@ class HealConfig(Strict):
     """
 
     teacher: Source | None = None
+    adapt_teacher: Tokens | None = None
+    top_k: Annotated[Positive, Field(le=2**24)] | None = None
     source: Source | Annotated[dict[Source, Weight], Field(min_length=1)] | None = None
     steps: Positive = 200
     tokens: Tokens | Literal["auto"] | None = None
@@ -89,6 +96,17 @@ class HealConfig(Strict):
     validation_sequences: Many = 8
     average: Annotated[Whole, Field(ge=1, le=100)] = 1
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _states_have_a_teacher(self) -> HealConfig:
+        """Refuses to compare states with those of a teacher that has none, or other ones."""
+        for key in ("top_k", "adapt_teacher"):
+            if self.states and getattr(self, key) is not None:
+                raise ValueError(
+                    "states compares with the dense model's states after each block, which "
+                    f"{key} does without: leave one of them out"
+                )
+        return self
 
     def at(self, length: int) -> HealConfig:
         """The same with the steps that its tokens take in sequences of this number of tokens.

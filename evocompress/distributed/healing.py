@@ -29,7 +29,7 @@ def heal_on_ray(
 
     The task locks the folder and writes there what a healing in this process would; a process
     that dies leaves what `--resume` goes on from. Healings that are averaged are tasks of their
-    own, as many at a time as the cluster has room for.
+    own, as many at a time as the cluster has room for, unless their teacher is to be trained first.
     """
     here = [*overrides, "executor=local", f"threads={threads_of(config)}"]
     home, place = os.getcwd(), str(path.absolute())
@@ -38,8 +38,8 @@ def heal_on_ray(
         job = partial(_heal, home, place, here, resume, force, member)
         return ExclusiveTask(job, name=name, quiet_node=False, again="go on with --resume")
 
-    count = config.heal.average
-    if count > 1 and config.heal.tokens != "auto":
+    count, alone = config.heal.average, config.heal.adapt_teacher is not None
+    if count > 1 and config.heal.tokens != "auto" and not alone:
         with RunFolder(path).locked():
             members = [task(f"healing {n + 1} of {count}", resume, n) for n in range(count)]
             run_beside(config, members, reporter.say, reporter.say)

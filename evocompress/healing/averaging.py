@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +22,20 @@ from transformers import PreTrainedModel
 from evocompress.core.config import HealConfig
 from evocompress.core.files import write_json
 from evocompress.core.progress import Told, tell_nobody
+from evocompress.healing.absent import absent
 from evocompress.healing.distill import HealReport, distil
 from evocompress.healing.distillation import Distillation
 from evocompress.healing.state import HealFolder
 from evocompress.healing.student import load_student, write_student
+from evocompress.healing.targets import Lessons
+from evocompress.healing.top_k import keep_lessons
 from evocompress.models.loading import LoadedModel
 
 MEMBERS = "members"
 """The folder of the healings that are averaged."""
+
+TARGETS = "targets"
+"""The folder of what a teacher said, until all is learnt."""
 
 
 def heal(
@@ -47,12 +54,48 @@ def heal(
     """Heals a checkpoint once, or several times and averages; see `distil` for all of it.
 
     The healings that are averaged are kept in ``members`` below `out`; ``heal.jsonl`` then is the
-    best one's.
+    best one's. With ``heal.top_k`` what the teacher says of the text is kept in ``targets`` until
+    all of them are finished, and the blocks of teacher and dense model take no memory then.
     """
+    given: Any = {"dense": dense, "resume": resume, "force": force}
+    told = progress or tell_nobody
+    one = partial(_heal, student, teacher, train, validation, config, out, told, **given)
+    if config.top_k is None:
+        return one(lessons=None)
+    whole, kept = HealFolder(out), out / TARGETS
+    if not resume:
+        whole.check_new()
+    places = [member(config, out, number)[1] for number in range(config.average)]
+    each = places if config.average > 1 else [out]
+    wanted = None if all(HealFolder(place).report.exists() for place in each) else train
+    lessons = keep_lessons(teacher, wanted, validation, config, kept, told)
+    others = [] if dense is None or dense is teacher else [dense]
+    with absent([teacher, *others], out):
+        report = one(lessons=lessons)
+    shutil.rmtree(kept, ignore_errors=True)
+    return report
+
+
+def _heal(
+    student: Path,
+    teacher: LoadedModel,
+    train: Tensor,
+    validation: Tensor,
+    config: HealConfig,
+    out: Path,
+    told: Told,
+    *,
+    dense: LoadedModel | None,
+    resume: bool,
+    force: bool,
+    lessons: Lessons | None,
+) -> HealReport:
+    """One healing, or several and their average, from a teacher that is there or was heard."""
     one = partial(distil, student, teacher, train, validation, dense=dense, force=force)
+    one = partial(one, lessons=lessons)
     if config.average == 1:
-        return one(config, out, resume=resume, progress=progress)
-    began, told, count = time.monotonic(), progress or tell_nobody, config.average
+        return one(config, out, resume=resume, progress=told)
+    began, count = time.monotonic(), config.average
     members = [member(config, out, number) for number in range(count)]
     reports = []
     for number, (own, place) in enumerate(members):
@@ -63,7 +106,15 @@ def heal(
         again = resume and place.exists()
         reports.append(one(own, place, resume=again, progress=tell))
     best = min(range(count), key=lambda number: reports[number].best_kl)
-    averaged, taken, kl = _soup(reports, dense or teacher, teacher, validation, config.batch)
+    measure = partial(
+        Distillation,
+        teacher=teacher,
+        tokens=validation,
+        batch=config.batch,
+        family=(dense or teacher).family,
+        targets=lessons.validation if lessons else None,
+    )
+    averaged, taken, kl = _soup(reports, dense or teacher, measure)
     note = (
         f"The average of {len(taken)} of {count} healings: validation KL {kl:.4g}, "
         f"of the best one {reports[best].best_kl:.4g}."
@@ -94,14 +145,12 @@ def member(config: HealConfig, out: Path, number: int) -> tuple[HealConfig, Path
 def _soup(
     reports: Sequence[HealReport],
     dense: LoadedModel,
-    teacher: LoadedModel,
-    validation: Tensor,
-    batch: int,
+    measure_of: Callable[[PreTrainedModel], Distillation],
 ) -> tuple[PreTrainedModel, list[int], float]:
     """The average, which healings are in it, and its validation KL."""
     order = sorted(range(len(reports)), key=lambda number: reports[number].best_kl)
     model = load_student(Path(reports[order[0]].checkpoint), dense)
-    measure = Distillation(model, teacher, validation, batch, family=dense.family)
+    measure = measure_of(model)
     taken, best = [order[0]], reports[order[0]].best_kl
     total = _weights(model)
     for number in order[1:]:

@@ -33,6 +33,7 @@ from evocompress.healing.recipe import recipe
 from evocompress.healing.schedule import learning_rate, micro_batch_indices
 from evocompress.healing.state import Best, HealFolder, StepRecord
 from evocompress.healing.student import load_student, write_student
+from evocompress.healing.targets import Lessons
 from evocompress.healing.trained import prepare_training
 from evocompress.models.loading import LoadedModel
 
@@ -56,6 +57,7 @@ class HealReport:
         averaged: Which of them are in the average.
         law: How the KL fell with the tokens, where several healings tell.
         next_kl: Validation KL that it foretells of twice the tokens.
+        measure: What all these KL are, in words.
         circumstances: Under what it was begun (versions, device, threads), and from which steps it
             was made to go on under others.
 
@@ -77,6 +79,7 @@ class HealReport:
     averaged: tuple[int, ...] = ()
     law: HealingLaw | None = None
     next_kl: float | None = None
+    measure: str = ""
 
 
 def distil(
@@ -91,6 +94,7 @@ def distil(
     resume: bool = False,
     force: bool = False,
     progress: Told | None = None,
+    lessons: Lessons | None = None,
 ) -> HealReport:
     """Distils the teacher into a compressed checkpoint; what is zero in its matrices stays zero.
 
@@ -109,6 +113,7 @@ def distil(
         resume: Continue what was begun in `out`.
         force: Continue also under other circumstances: versions, device, threads.
         progress: Told about each step.
+        lessons: What the student is compared with instead of what the teacher gives.
 
     Raises:
         RunError: `out` holds another healing or one that was begun under other circumstances,
@@ -120,7 +125,7 @@ def distil(
     """
     began = time.monotonic()
     models = (dense or teacher, teacher)
-    healing = _Healing(student, models, train, validation, config, HealFolder(out))
+    healing = _Healing(student, models, train, validation, config, HealFolder(out), lessons)
     healing.begin_or_resume(resume, force)
     healing.run(progress or tell_nobody)
     return healing.report(time.monotonic() - began)
@@ -137,6 +142,7 @@ class _Healing:
         validation: Tensor,
         config: HealConfig,
         folder: HealFolder,
+        lessons: Lessons | None,
     ) -> None:
         if not len(train) or not len(validation):
             raise DataError(
@@ -160,10 +166,22 @@ class _Healing:
             next_token=config.next_token,
             layers=self._layers(dense, teacher) if config.states else None,
             family=dense.family,
+            targets=lessons.train if lessons else None,
         )
         self.validation = Distillation(
-            self.student, teacher, validation, config.batch, family=dense.family
+            self.student,
+            teacher,
+            validation,
+            config.batch,
+            family=dense.family,
+            targets=lessons.validation if lessons else None,
         )
+        whose, targets = (
+            "the dense model" if teacher is dense else teacher.source,
+            self.validation.targets,
+        )
+        self.learnt = f"Distilled from {whose}" if targets.taught else "Trained on text"
+        self.measure = f"{targets.measure} to {whose}" if targets.taught else targets.measure
         zeros = prepare_training(self.student, dense.family, config)
         self.masters = Masters(self.student, zeros, config)
         self.circumstances = Circumstances.model_validate(
@@ -188,6 +206,8 @@ class _Healing:
 
     def begin_or_resume(self, resume: bool, force: bool) -> None:
         """Measures the student, or continues from the newest training state."""
+        if not resume:
+            self.folder.check_new()
         state = self.folder.latest()
         if state is None:
             weights = sum(parameter.numel() for parameter in self.student.parameters())
@@ -197,7 +217,7 @@ class _Healing:
             self._measure(StepRecord(0, None, None, None))
             if not math.isfinite(self.best.kl):
                 raise RunError(f"{self.source} cannot be healed: its KL is not finite")
-        elif resume:
+        else:
             tensors, known = self.folder.load(state, self.recipe)
             self.history, self.best = list(known.history), known.best
             if known.circumstances is None or self.history[-1].step < self.config.steps:
@@ -206,8 +226,6 @@ class _Healing:
                 self.circumstances = known.circumstances
             if tensors:
                 self.masters.load_state(tensors)
-        else:
-            raise RunError(f"{self.folder.path} exists: resume it, or remove it to heal anew")
 
     def run(self, progress: Told) -> None:
         """Trains to the last step."""
@@ -237,6 +255,7 @@ class _Healing:
             final_kl=self.history[-1].validation_kl,
             seconds=seconds,
             circumstances=self.circumstances.model_dump(mode="json"),
+            measure=self.measure,
         )
         write_json(self.folder.report, asdict(report))
         return report
@@ -282,6 +301,6 @@ class _Healing:
     def _note(self) -> str:
         initial = self.history[0].validation_kl
         return (
-            f"Distilled from the dense model for {self.best.step} steps: {self.train.measure} on "
-            f"validation sequences {initial:.4g} before, {self.best.kl:.4g} after."
+            f"{self.learnt} for {self.best.step} steps: {self.measure} on validation sequences "
+            f"{initial:.4g} before, {self.best.kl:.4g} after."
         )

@@ -9,30 +9,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.healing.layers import LayerLoss
-from evocompress.healing.loss import (
-    Comparison,
-    DistillationLoss,
-    of_embeddings,
-    of_logits,
-    of_scores,
-    of_states,
-    rows_per_chunk,
-)
+from evocompress.healing.loss import DistillationLoss, of_states
+from evocompress.healing.targets import Targets, of_teacher, output_rows, states_of
 from evocompress.models.families import Family
-from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
-from evocompress.models.tasks import ALL_ROWS
 
 CACHE_BYTES = 2**30
 """The teacher's hidden states are kept, rather than made again in each epoch, up to this."""
-
-
-COMPARISONS: dict[str, Comparison] = {
-    "logits": of_logits,
-    "embeddings": of_embeddings,
-    "scores": of_scores,
-}
-MEASURES = {"logits": "KL", "embeddings": "embedding distance", "scores": "error of scores"}
 
 
 class Distillation:
@@ -54,6 +37,7 @@ class Distillation:
         next_token: float = 0.0,
         layers: LayerLoss | None = None,
         family: Family | None = None,
+        targets: Targets | None = None,
     ) -> None:
         """Runs nothing yet.
 
@@ -67,6 +51,7 @@ class Distillation:
             next_token: Weight of the cross-entropy of the text's own next tokens in training.
             layers: What training has of the states within the models beside it.
             family: The student's, where it is not the teacher's.
+            targets: What it is compared with instead of what the teacher gives.
         """
         self._student = student
         self._teacher = teacher
@@ -79,20 +64,21 @@ class Distillation:
         size = len(tokens) * values * teacher.model.dtype.itemsize
         self._keep = again and layers is None and size <= CACHE_BYTES
         self._layers = layers
-        vocabulary = getattr(text_config(teacher.model.config), "vocab_size", 0)
+        self._targets = targets or of_teacher(teacher, self._teacher_states)
+        of_inner = self._task.compared == "embeddings" and targets is None
         self._loss = DistillationLoss(
             partial(self._family.outputs, student),
-            partial(teacher.family.outputs, teacher.model),
-            rows_per_chunk(vocabulary) if self._task.causal else ALL_ROWS,
-            COMPARISONS[self._task.compared],
-            of_states if self._task.compared == "embeddings" else None,
+            self._targets.head,
+            output_rows(teacher),
+            self._targets.compare,
+            of_states if of_inner else None,
             next_token,
         )
 
     @property
-    def measure(self) -> str:
-        """What is made small, in words."""
-        return MEASURES[self._task.compared]
+    def targets(self) -> Targets:
+        """What it is compared with."""
+        return self._targets
 
     def __len__(self) -> int:
         return len(self._micro_batches)
@@ -110,10 +96,10 @@ class Distillation:
         tokens = self._next_tokens(index)
         if self._layers is None:
             hidden = self._student_states(index)
-            return self._loss.backward(hidden, self._teacher_states(index), scale, tokens)
+            return self._loss.backward(hidden, self._target(index), scale, tokens)
         with self._layers.recording():
             hidden = self._student_states(index)
-            target = self._teacher_states(index)
+            target = self._target(index)
             beside, gradients = self._layers.gradients(self.positions(index), scale)
         return beside + self._loss.backward(hidden, target, scale, tokens, gradients)
 
@@ -127,24 +113,22 @@ class Distillation:
     def mean(self) -> float:
         """Mean over all positions of all micro-batches."""
         total = sum(
-            self._loss.value(self._student_states(index), self._teacher_states(index))
+            self._loss.value(self._student_states(index), self._target(index))
             for index in range(len(self))
         )
         return total / sum(self.positions(index) for index in range(len(self)))
 
     def _student_states(self, index: int) -> Tensor:
-        return self._states(self._family, self._student, index)
+        return states_of(self._family, self._student, self._micro_batches[index])
 
-    def _states(self, family: Family, model: PreTrainedModel, index: int) -> Tensor:
-        """Hidden states that outputs come from: (positions, H), or (B, S, H)."""
-        inputs = self._micro_batches[index].to(model.device)
-        return self._task.states(family.hidden_states(model, inputs))
+    def _target(self, index: int) -> Tensor:
+        return self._targets.of(index).to(self._student.device)
 
     @torch.no_grad()
     def _teacher_states(self, index: int) -> Tensor:
         if index in self._hidden:
             return self._hidden[index]
-        states = self._states(self._teacher.family, self._teacher.model, index)
+        states = states_of(self._teacher.family, self._teacher.model, self._micro_batches[index])
         if self._keep:
             self._hidden[index] = states
         return states

@@ -6,6 +6,7 @@ their gradient has a closed form, so that autograd keeps nothing of the vocabula
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,10 @@ CHUNK_BYTES = 64 * 2**20
 """Of one model's float32 logits. Each chunk adds to the head's whole gradient: few are faster."""
 
 
+LEAST = math.log(torch.finfo(torch.float32).tiny)
+"""The least log-probability of a bucket that may have none."""
+
+
 def rows_per_chunk(vocabulary: int) -> int:
     """How many rows of logits over a vocabulary of a size to hold at once."""
     return max(1, CHUNK_BYTES // (4 * vocabulary))
@@ -37,6 +42,51 @@ def of_logits(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
     p = log_p.exp()
     value = log_p.sub_(log_q).mul_(p).sum()
     return value, log_q.exp_().sub_(p)
+
+
+def of_buckets(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """As `of_logits`, of a target's likeliest tokens and one bucket for all the other ones.
+
+    By the log-sum inequality the value is no larger than that of `of_logits`. `target` is what
+    `pack` makes.
+    """
+    tokens, log_p, log_p_rest = unpack(target)
+    return of_shares(logits, tokens, log_p, log_p_rest)
+
+
+def of_shares(
+    logits: Tensor, tokens: Tensor, log_p: Tensor, log_p_rest: Tensor
+) -> tuple[Tensor, Tensor]:
+    """KL and gradient for tokens (R, k), their log-probabilities (R, k) and the rest's (R,)."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_q = logits.to(wide).log_softmax(-1)
+    own = log_q.gather(1, tokens)
+    others = log_q.scatter(1, tokens, -torch.inf)
+    rest = others.logsumexp(1, keepdim=True).clamp_min(LEAST)
+    p, p_rest = log_p.exp(), log_p_rest.exp()[:, None]
+    value = (p * (log_p - own)).sum() + (p_rest * (log_p_rest[:, None] - rest)).sum()
+    gradient = others.sub_(rest).exp_().mul_(-p_rest).add_(log_q.exp_())
+    return value, gradient.scatter_add_(1, tokens, -p.to(wide))
+
+
+def pack(tokens: Tensor, log_p: Tensor, log_p_rest: Tensor) -> Tensor:
+    """The buckets of rows as one tensor (R, 2k + 1): int32, and the bits of float32."""
+    parts = (tokens.int(), log_p.float().view(torch.int32), log_p_rest[:, None].float())
+    return torch.cat([parts[0], parts[1], parts[2].view(torch.int32)], 1)
+
+
+def unpack(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What was packed."""
+    count = packed.shape[1] // 2
+    values = packed[:, count:].view(torch.float32)
+    return packed[:, :count].long(), values[:, :-1], values[:, -1]
+
+
+def of_text(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over rows of the cross-entropy of tokens (R,), and its gradient by the logits."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    gradient = torch.zeros_like(logits, dtype=wide)
+    return of_tokens(logits, tokens, gradient, 1.0), gradient
 
 
 def of_tokens(logits: Tensor, tokens: Tensor, gradient: Tensor, weight: float) -> Tensor:

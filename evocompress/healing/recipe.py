@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from evocompress.core.config import HealConfig
 from evocompress.models.loading import LoadedModel, fingerprint
 
-NOT_COMPARED = {"source", "tokens", "least_gain", "most_tokens", "teacher"}
+NOT_COMPARED = {"source", "tokens", "least_gain", "most_tokens", "teacher", "adapt_teacher"}
 """Settings that say where text and teacher come from, which are compared by their content."""
 
 
@@ -27,13 +27,14 @@ def recipe(
     return {
         "student": fingerprint(student),
         "teacher": teacher.fingerprint,
-        "training data": _digest(train),
-        "validation data": _digest(validation),
+        "training data": digest(train),
+        "validation data": digest(validation),
         "configuration": config.model_dump(mode="json", exclude=NOT_COMPARED),
     }
 
 
-def _digest(tokens: Tensor) -> str:
+def digest(tokens: Tensor) -> str:
+    """Of the content of sequences or images."""
     whole = tokens if tokens.is_floating_point() else tokens.to(torch.int64)
     data = whole.cpu().contiguous().numpy()
     return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()

@@ -74,6 +74,15 @@ class HealFolder:
         """The newest training state."""
         return max(self.states.glob("step-*"), default=None)
 
+    def check_new(self) -> None:
+        """Refuses to begin anew what was begun.
+
+        Raises:
+            RunError: There is a training state or a report.
+        """
+        if self.report.exists() or self.latest() is not None:
+            raise RunError(f"{self.path} exists: resume it, or remove it to heal anew")
+
     def save(
         self,
         tensors: Mapping[str, Tensor],

@@ -50,6 +50,10 @@ class BlockCache:
         """Bytes of weights of blocks that are on the device now."""
         return self._copies.bytes
 
+    def clear(self) -> None:
+        """Forgets all copies; they are made again when blocks run."""
+        self._copies.make_room(self._copies.limit)
+
     @contextmanager
     def held(self, block: nn.Module) -> Iterator[None]:
         """Leaves the weights of a block on the device for a while: a backward pass needs them."""

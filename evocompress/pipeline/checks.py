@@ -10,6 +10,8 @@ from evocompress.evaluation.heldout import check_lengths
 from evocompress.evaluation.profile import check_table, check_timed_lengths, path_of
 from evocompress.evaluation.profile.tables import ALIKE, NEW_RUN
 from evocompress.evaluation.proxies import check_proxy
+from evocompress.healing.adapting import check_adaptable
+from evocompress.healing.top_k import check_cacheable
 from evocompress.models.loading import require_next_token
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.resolve import check_search
@@ -46,6 +48,8 @@ def check_settings(context: RunContext, *, search: bool = True) -> None:
         check_proxy(context.config.proxy.kind, context.loaded)
         check_search(unbounded(context.config), context.untimed_space, context.loaded.tokens)
     _check_next_token(context, search)
+    check_cacheable(context.loaded, context.config.heal.top_k)
+    check_adaptable(context.loaded, context.config.heal.adapt_teacher)
 
 
 def _check_next_token(context: RunContext, search: bool) -> None:

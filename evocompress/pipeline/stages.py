@@ -14,7 +14,9 @@ from evocompress.core.progress import Reporter, Silent
 from evocompress.evaluation.calibration.fresh import FreshText, repetition
 from evocompress.healing import heal as distil
 from evocompress.healing import heal_in_cycles
+from evocompress.healing.adapting import sequences_for
 from evocompress.healing.averaging import member as member_of
+from evocompress.healing.state import HealFolder
 from evocompress.pipeline.checks import check_inputs
 from evocompress.pipeline.compared_models import check_healing, own_checkpoint
 from evocompress.pipeline.context import Backend, RunContext
@@ -25,7 +27,7 @@ from evocompress.pipeline.resolve import check_names
 from evocompress.pipeline.run_folder import begin_run
 from evocompress.pipeline.run_folder import check_run as check_folder
 from evocompress.pipeline.search_stage import find
-from evocompress.pipeline.teacher import teacher_for
+from evocompress.pipeline.teacher import adapted, teacher_for
 
 
 def search(
@@ -81,11 +83,17 @@ def heal(context: RunContext, *, resume: bool, force: bool, member: int | None =
     cut, config = context.config.calibration, context.config.heal
     teacher = teacher_for(context.config, dense)
     text = FreshText(config, cut, dense, calibration)
-    how: Any = {"dense": dense, "resume": resume, "force": force}
+    go_on: Any = {"resume": resume, "force": force}
+    how = {"dense": dense, **go_on}
     source, out = folder.checkpoint, folder.healing
+    first = sequences_for(config, calibration.length)
     with nullcontext() if member is not None else folder.locked():
+        if not resume:
+            HealFolder(out).check_new()
+        adapt = partial(adapted, teacher, config=config, out=out, reporter=context.reporter)
         if config.tokens == "auto":
             validation = text.take(config.validation_sequences)
+            teacher = adapt(text.take(first) if first else validation, validation, **go_on)
             take = partial(text.take, some=False)
             with context.reporter.stage("heal") as advance:
                 heal_in_cycles(
@@ -94,7 +102,10 @@ def heal(context: RunContext, *, resume: bool, force: bool, member: int | None =
             return folder.healed_checkpoint
         config = config.at(calibration.length)
         with context.reporter.stage("text for healing"):
-            train, validation = text.take_both(config.sequences, config.validation_sequences)
+            wanted = max(config.sequences, first)
+            train, validation = text.take_both(wanted, config.validation_sequences)
+        teacher = adapt(train[:first], validation, **go_on)
+        train = train[: config.sequences]
         if note := repetition(config.sequences, len(train), config, cut.source):
             context.reporter.say(note)
         if member is not None:

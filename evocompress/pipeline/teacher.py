@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from evocompress.core.config import RunConfig
+from torch import Tensor
+
+from evocompress.core.config import HealConfig, RunConfig
 from evocompress.core.errors import ModelError
+from evocompress.core.progress import Reporter
 from evocompress.export.reload import same_tokens
+from evocompress.healing import adapt_teacher
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel, load_as
 
@@ -40,6 +45,27 @@ def teacher_for(config: RunConfig, dense: LoadedModel) -> LoadedModel:
             "the same"
         )
     return teacher
+
+
+def adapted(
+    teacher: LoadedModel,
+    train: Tensor,
+    validation: Tensor,
+    config: HealConfig,
+    out: Path,
+    reporter: Reporter,
+    **how: Any,
+) -> LoadedModel:
+    """The teacher, trained on text first where ``heal.adapt_teacher`` says so.
+
+    Raises:
+        EvoCompressError: As `evocompress.healing.adapt_teacher`.
+    """
+    if config.adapt_teacher is None:
+        return teacher
+    with reporter.stage("teacher") as advance:
+        given = (teacher, train, validation, config, out / "teacher")
+        return adapt_teacher(*given, progress=advance, **how)
 
 
 def _outputs(loaded: LoadedModel) -> int:

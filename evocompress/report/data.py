@@ -198,6 +198,7 @@ class Healing(FileModel):
     tokens: int | None = None
     best_kl: float | None = None
     next_kl: float | None = None
+    measure: str = ""
     members: tuple[float, ...] = ()
     averaged: tuple[int, ...] = ()
 

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from evocompress.report.columns import number
 from evocompress.report.data import Healing
 
+USUAL = "KL to the dense model"
+"""What the healing's figures are by default."""
+
 
 def healing_facts(healing: Healing) -> Iterator[str]:
     """What the summary of a healing says beside its curve."""
+    if healing.measure not in ("", USUAL):
+        yield f"What is lowered is the {healing.measure}."
     if healing.members:
         values = ", ".join(number(value, 3) for value in healing.members)
         yield (

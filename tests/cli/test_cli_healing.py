@@ -47,6 +47,8 @@ def heal(monkeypatch: pytest.MonkeyPatch, run: Path, *words: str) -> str | int |
         ("heal.average=2",),
         ("heal.tokens=auto", "heal.train=norms"),
         ("heal.source=self",),
+        ("heal.top_k=32", "heal.average=2", "heal.adapt_teacher=200"),
+        ("heal.top_k=32", "heal.tokens=auto", "heal.adapt_teacher=200"),
     ],
     ids=" ".join,
 )
@@ -67,6 +69,14 @@ def test_several_sources_are_named_with_their_weights(
     assert heal(monkeypatch, run, f"heal.source={{{text}: 3, self: 1}}") == 0
 
 
+def test_states_and_a_teacher_that_is_gone_are_refused_together(
+    monkeypatch: pytest.MonkeyPatch, run: Path
+) -> None:
+    code = heal(monkeypatch, run, "heal.top_k=8", "heal.states=1")
+    assert isinstance(code, str) and "\n" not in code
+    assert "which top_k does without: leave one of them out" in code
+
+
 def test_repeated_text_is_told(
     monkeypatch: pytest.MonkeyPatch, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +92,7 @@ def test_repeated_text_is_told(
         ("heal.source=gone.txt", "heal.source: gone.txt does not exist"),
         ("heal.teacher=gone", "gone"),
         ("heal.tokens=many", "heal.tokens"),
+        ("heal.top_k=0", "heal.top_k"),
     ],
 )
 def test_bad_input_is_one_line(

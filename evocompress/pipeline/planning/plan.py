@@ -20,10 +20,10 @@ from evocompress.pipeline.planning.forewarning import (
     left_of_blocks,
     unpacked,
 )
+from evocompress.pipeline.planning.healing import heal_stage
 from evocompress.pipeline.planning.stages import (
     PlannedRun,
     StagePlan,
-    heal_stage,
     library_stage,
     search_stage,
 )
@@ -39,6 +39,9 @@ STAGES: Mapping[str, Callable[[PlannedRun], StagePlan | None]] = {
     "search": search_stage,
     "heal": heal_stage,
 }
+
+TOP_K = 64
+"""Tokens of the teacher that advice keeps on disk."""
 
 NO_REMEDY = (
     "no single setting is enough: take a larger device, or fewer levels, shorter sequences and "
@@ -154,26 +157,35 @@ def _remedies(run: PlannedRun, stage: StagePlan, memory: int, spare: int) -> Ite
         other = STAGES[stage.name](changed)
         return other is not None and _needed(changed, other) <= memory
 
-    for section, key, values in _choices(run.context.config, stage.name):
+    for section, key, values in _choices(run.context, stage.name):
         # To plan a large model takes seconds: where the last value does not help, none does.
         if values and fits(section, key, values[-1]):
             value = next(value for value in values if fits(section, key, value))
             yield f"{section}.{key}={_written(value)}"
 
 
-def _choices(config: RunConfig, stage: str) -> Iterator[tuple[str, str, Sequence[object]]]:
+def _choices(context: RunContext, stage: str) -> Iterator[tuple[str, str, Sequence[object]]]:
     """Settings with smaller values, the next one first, which may help a stage."""
+    config = context.config
     if stage == "heal":
         yield "heal", "batch", _halves(config.heal.batch, 1)
         yield "heal", "checkpointing", [True] if not config.heal.checkpointing else []
         yield "heal", "optimizer", ["adamw8bit"] if config.heal.optimizer == "adamw" else []
         yield "heal", "train", [("lora",)] if config.heal.train == ("all",) else []
+        yield "heal", "top_k", [TOP_K] if _teacher_can_go(context) else []
         return
     if stage == "search" and PROXIES[config.proxy.kind].on_disk and config.proxy.targets != "disk":
         yield "proxy", "targets", ["disk"]
     yield "calibration", "length", _halves(config.calibration.length, SHORTEST)
     sequences = f"{stage}_sequences"
     yield "calibration", sequences, _halves(getattr(config.calibration, sequences), FEWEST)
+
+
+def _teacher_can_go(context: RunContext) -> bool:
+    """Whether a healing learns from a teacher whose likeliest tokens would do, and does not yet."""
+    config = context.config.heal
+    of_logits = context.loaded.family.task.compared == "logits"
+    return of_logits and config.top_k is None and not config.states
 
 
 def _written(value: object) -> str:

@@ -18,8 +18,6 @@ from evocompress.compression.live_model import CUT_BYTES
 from evocompress.core.types import Architecture, Candidate
 from evocompress.evaluation.proxies import PROXIES
 from evocompress.evaluation.proxies.prefix import LIMIT_BYTES
-from evocompress.healing.optimizers import MOMENT_BYTES
-from evocompress.healing.trained import trained_weights
 from evocompress.models.head import chunk_bytes
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.planning.work import Work, removal_operations, sweep_operations
@@ -100,11 +98,26 @@ class PlannedRun:
         return self.weight_bytes if allowed is None else min(self.weight_bytes, allowed)
 
     @cached_property
+    def outer_bytes(self) -> int:
+        """Bytes of its weights that no block has."""
+        blocks = self.context.loaded.family.blocks(self.context.loaded.model)
+        return self.weight_bytes - sum(parameter.nbytes for parameter in blocks.parameters())
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens it knows."""
+        return self._architecture.vocabulary
+
+    def state_bytes(self, tokens: int) -> int:
+        """Bytes of the state between two blocks, for these tokens."""
+        return self._architecture.state_values(tokens) * self.dtype.itemsize
+
+    @cached_property
     def least_on_device(self) -> int:
         """The fewest bytes that it could be run with: all but the blocks, and the largest block."""
         blocks = self.context.loaded.family.blocks(self.context.loaded.model)
         sizes = [sum(parameter.nbytes for parameter in block.parameters()) for block in blocks]
-        return self.weight_bytes - sum(sizes) + max(sizes)
+        return self.outer_bytes + max(sizes)
 
     @cached_property
     def streamed(self) -> bool:
@@ -196,7 +209,7 @@ class PlannedRun:
     def between_bytes(self) -> int:
         """The same where blocks are computed again: the states between them, and one block's."""
         blocks = len(self._architecture.runs)
-        states = self._architecture.state_values(self.tokens["sequence"]) * self.dtype.itemsize
+        states = self.state_bytes(self.tokens["sequence"])
         return blocks * states + 2 * self.kept_bytes // blocks
 
     @cached_property
@@ -328,47 +341,3 @@ def _stored_bytes(run: PlannedRun) -> Iterable[int]:
         matrix = sizes[name] if sizes[name].kind == "matrix" else outputs[name]
         left = (matrix.numel // 2 if level.narrow else matrix.numel for level in levels)
         yield from (count * run.dtype.itemsize for count in left)
-
-
-def heal_stage(run: PlannedRun) -> StagePlan:
-    """The distillation of the dense model into the candidate."""
-    config, length = run.context.config.heal.at(run.length), run.length
-    tokens = config.steps * config.accumulate * config.batch * length
-    params, trained = run.costs[1]["params"], _trained(run)
-    moments = MOMENT_BYTES[config.optimizer]
-    masters, state = 2 * FLOAT32 + moments, FLOAT32 + moments
-    measured = 1 + config.steps // config.evaluate_every
-    validation = config.validation_sequences * length
-    passes = 3 + config.checkpointing
-    work = run.products(tokens, dense=True) + run.products(tokens) * passes
-    work += run.compared(3 * tokens)
-    work += (run.products(validation) + run.compared(validation)) * measured
-    per_step = 2 * masters + config.accumulate * 2 * FLOAT32
-    work += Work(moved=config.steps * trained * per_step)
-    checkpoint = params * run.dtype.itemsize
-    work += Work(written=measured * (checkpoint + trained * state))
-    student = params * run.dtype.itemsize + trained * (run.dtype.itemsize + masters)
-    activations = config.batch * (run.between_bytes if config.checkpointing else run.kept_bytes * 2)
-    device = run.on_device + student + activations + run.head_bytes
-    return StagePlan("heal", work, int(device), 0, _healing_bytes(run, params, trained * state))
-
-
-def _trained(run: PlannedRun) -> float:
-    """How many weights of the candidate are trained: as large a share as of the dense model."""
-    loaded, config = run.context.loaded, run.context.config.heal
-    chosen, added = trained_weights(loaded.model, loaded.family, config)
-    whole = sum(parameter.numel() for parameter in loaded.model.parameters())
-    return chosen / whole * run.costs[1]["params"] + added
-
-
-def _healing_bytes(run: PlannedRun, params: float, state: float) -> int:
-    """Disk at the worst moment, a state's bytes given: a file stays until its successor is whole.
-
-    A state is written at every measurement but the first and the last, a checkpoint at any of
-    them before the state.
-    """
-    config, checkpoint = run.context.config.heal.at(run.length), params * run.dtype.itemsize
-    states = (config.steps - 1) // config.evaluate_every
-    while_state = min(states, 2) * state + checkpoint
-    while_checkpoint = min(states, 1) * state + 2 * checkpoint
-    return int(max(while_state, while_checkpoint))

@@ -26,6 +26,7 @@ from evocompress.pipeline.planning import (
     preflight,
 )
 from evocompress.pipeline.planning.device import Device
+from evocompress.pipeline.planning.healing import heal_stage
 from evocompress.pipeline.planning.measure import measured
 from evocompress.pipeline.planning.plan import context_of
 from evocompress.pipeline.planning.stages import PlannedRun, library_stage, search_stage
@@ -239,6 +240,47 @@ def test_moments_in_eight_bits_take_less_memory_and_disk():
     (advice,) = (line for line in planned("adamw", small).advice if line.startswith("heal"))
     assert "heal.optimizer=adamw8bit" in advice
     assert not [line for line in planned("adamw8bit", small).advice if line.startswith("heal")]
+
+
+def healing(**heal):
+    return heal_stage(PlannedRun(context_of(config(heal=heal), tiny_loaded()), shared=True))
+
+
+def test_a_teacher_on_disk_is_in_no_memory():
+    loaded = tiny_loaded()
+    blocks = sum(p.nbytes for p in loaded.family.blocks(loaded.model).parameters())
+    whole, kept, more = healing(steps=5), healing(steps=5, top_k=16), healing(steps=5, top_k=32)
+    validation = 8 * LENGTH * 64 * 4
+    assert whole.device_bytes - kept.device_bytes == blocks - validation
+    assert kept.disk_bytes - whole.disk_bytes == blocks + 20 * (LENGTH - 1) * 4 * 33
+    assert more.disk_bytes - kept.disk_bytes == 20 * (LENGTH - 1) * 4 * 32
+
+
+def test_a_teacher_on_disk_is_advised_where_that_helps():
+    loaded, changes = tiny_loaded(layers=40), {"train": "norms", "batch": 1, "steps": 5}
+
+    def advice(memory, **more):
+        small = replace(DEVICES["a100"], name="small", memory=memory)
+        plan = make_plan(config(heal={**changes, **more}), loaded, small)
+        return [line for line in plan.advice if line.startswith("heal")]
+
+    needed = make_plan(config(heal=changes), loaded, DEVICES["a100"]).stages[-1].device_bytes
+    blocks = sum(p.nbytes for p in loaded.family.blocks(loaded.model).parameters())
+    (line,) = advice(needed - blocks // 2)
+    assert "heal.top_k=64" in line
+    assert not advice(needed - blocks // 2, top_k=64)
+    assert "heal.top_k" not in "".join(advice(needed - blocks // 2, states=1.0))
+
+
+def test_an_adapted_teacher_is_trained_and_is_a_second_model():
+    loaded = tiny_loaded()
+    weights = sum(parameter.nbytes for parameter in loaded.model.parameters())
+    plain, adapted = healing(train="norms"), healing(train="norms", adapt_teacher=LENGTH * 100)
+    assert adapted.device_bytes > max(plain.device_bytes + weights, 4 * weights)
+    assert adapted.disk_bytes > 6 * weights
+    run = PlannedRun(context_of(config(), loaded), shared=True)
+    more = adapted.work.products - plain.work.products
+    assert more == pytest.approx(3 * run.products(LENGTH * 100, dense=True).products)
 
 
 def test_where_nothing_is_enough_the_plan_says_so():

@@ -1,0 +1,121 @@
+"""Work, memory and disk of a healing, by counting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evocompress.core.config import HealConfig
+from evocompress.healing.adapting import sequences_for
+from evocompress.healing.optimizers import MOMENT_BYTES
+from evocompress.healing.top_k import row_bytes
+from evocompress.healing.trained import trained_weights
+from evocompress.pipeline.planning.stages import FLOAT32, PlannedRun, StagePlan
+from evocompress.pipeline.planning.work import Work
+
+
+def heal_stage(run: PlannedRun) -> StagePlan:
+    """The distillation of the dense model into the candidate."""
+    config, length = run.context.config.heal.at(run.length), run.length
+    tokens = config.steps * config.accumulate * config.batch * length
+    params, trained = run.costs[1]["params"], _trained(run)
+    masters, state = _bytes_per_weight(config)
+    measured = 1 + config.steps // config.evaluate_every
+    validation = config.validation_sequences * length
+    passes = 3 + config.checkpointing
+    work = run.products(tokens, dense=True) + run.products(tokens) * passes
+    work += run.compared(3 * tokens)
+    work += (run.products(validation) + run.compared(validation)) * measured
+    per_step = 2 * masters + config.accumulate * 2 * FLOAT32
+    work += Work(moved=config.steps * trained * per_step)
+    checkpoint = params * run.dtype.itemsize
+    work += Work(written=measured * (checkpoint + trained * state))
+    beside = config.batch * (run.between_bytes if config.checkpointing else run.kept_bytes * 2)
+    beside += run.head_bytes
+    device = _teacher_bytes(run, config) + _training_bytes(run, params, trained, masters) + beside
+    disk = _healing_bytes(run, params, trained * state) + _kept_on_disk(run, config)
+    if config.top_k is not None:
+        device = max(device, run.on_device + run.head_bytes)
+    if config.adapt_teacher is not None:
+        adapting = _adapting(run, config)
+        work += adapting.work
+        device = max(device, adapting.device_bytes + beside)
+        disk = max(disk + adapting.checkpoint_bytes, adapting.disk_bytes)
+    return StagePlan("heal", work, int(device), 0, disk)
+
+
+def _bytes_per_weight(config: HealConfig) -> tuple[float, float]:
+    """Of a trained weight: its float32 copy, that one's gradient and two moments; of its state."""
+    moments = MOMENT_BYTES[config.optimizer]
+    return 2 * FLOAT32 + moments, FLOAT32 + moments
+
+
+def _training_bytes(run: PlannedRun, params: float, trained: float, masters: float) -> float:
+    """Memory of a model with gradients, masters and moments of what is trained."""
+    return params * run.dtype.itemsize + trained * (run.dtype.itemsize + masters)
+
+
+def _teacher_bytes(run: PlannedRun, config: HealConfig) -> int:
+    """Memory of teacher and dense model while the student learns.
+
+    A teacher that was trained is another model than the dense one.
+    """
+    models = 1 if config.adapt_teacher is None else 2
+    if config.top_k is None:
+        return run.on_device + (models - 1) * run.weight_bytes
+    validation = config.validation_sequences * run.state_bytes(run.length)
+    return models * run.outer_bytes + validation
+
+
+def _kept_on_disk(run: PlannedRun, config: HealConfig) -> int:
+    """Disk of the teacher's likeliest tokens, and of the blocks that are in no memory."""
+    if config.top_k is None:
+        return 0
+    models = 1 if config.adapt_teacher is None else 2
+    blocks = run.weight_bytes - run.outer_bytes
+    outputs = config.sequences * run.context.loaded.family.task.counted(run.length)
+    return models * blocks + outputs * row_bytes(config.top_k, run.vocabulary)
+
+
+@dataclass(frozen=True)
+class _Adapting:
+    """What the training of the teacher takes."""
+
+    work: Work
+    device_bytes: float
+    disk_bytes: int
+    checkpoint_bytes: int
+
+
+def _adapting(run: PlannedRun, config: HealConfig) -> _Adapting:
+    """The training of all weights of the dense model, whose own blocks are on disk meanwhile.
+
+    Beside these there are a copy of its checkpoint, two states and the best checkpoint.
+    """
+    tokens = sequences_for(config, run.length) * run.length
+    weights = run.weight_bytes / run.dtype.itemsize
+    work = run.products(tokens, dense=True) * (3 + config.checkpointing) + run.compared(tokens)
+    masters, state = _bytes_per_weight(config)
+    disk = 3 * run.weight_bytes - run.outer_bytes + 2 * state * weights
+    device = run.outer_bytes + _training_bytes(run, weights, weights, masters)
+    return _Adapting(work, device, int(disk), run.weight_bytes)
+
+
+def _trained(run: PlannedRun) -> float:
+    """How many weights of the candidate are trained: as large a share as of the dense model."""
+    loaded, config = run.context.loaded, run.context.config.heal
+    chosen, added = trained_weights(loaded.model, loaded.family, config)
+    whole = sum(parameter.numel() for parameter in loaded.model.parameters())
+    return chosen / whole * run.costs[1]["params"] + added
+
+
+def _healing_bytes(run: PlannedRun, params: float, state: float) -> int:
+    """Disk at the worst moment, a state's bytes given: a file stays until its successor is whole.
+
+    A state is written at every measurement but the first and the last, a checkpoint at any of
+    them before the state.
+    """
+    config, checkpoint = run.context.config.heal.at(run.length), params * run.dtype.itemsize
+    states = (config.steps - 1) // config.evaluate_every
+    while_state = min(states, 2) * state + checkpoint
+    while_checkpoint = min(states, 1) * state + 2 * checkpoint
+    return int(max(while_state, while_checkpoint))
