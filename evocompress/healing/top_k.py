@@ -197,7 +197,7 @@ class TopK:
         """The packed buckets of a micro-batch."""
         number, place = divmod(index, self._per_part)
         if number not in self._mapped:
-            part = np.load(self._path(number), mmap_mode="c")
+            part = np.lib.format.open_memmap(self._path(number), mode="c")
             self._mapped[number] = torch.from_numpy(part)
         first = place * self._rows
         return self._mapped[number][first : first + len(self._batches[index]) * self._counted]
