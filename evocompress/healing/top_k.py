@@ -40,7 +40,7 @@ INDEX = "targets.json"
 VALUE_BYTES = 4
 
 
-class Index(BaseModel):
+class KeptParts(BaseModel):
     """The content of ``targets.json``.
 
     Attributes:
@@ -138,10 +138,10 @@ class TopK:
             progress(number + 1, self._count, "the teacher's likeliest tokens are kept")
         return Targets(self._of, of_buckets, f"KL in {self._top_k} buckets and the rest")
 
-    def _known(self) -> Index:
+    def _known(self) -> KeptParts:
         """What is there of the same, verified."""
         model, path = self._teacher.model, self._folder / INDEX
-        now = Index(
+        now = KeptParts(
             made_of={
                 "teacher": self._teacher.fingerprint,
                 "data": digest(torch.cat(list(self._batches))),
@@ -152,7 +152,7 @@ class TopK:
         )
         remedy = f"remove {self._folder}, which is then made anew"
         if path.exists():
-            known = read_as(path, Index, remedy=remedy)
+            known = read_as(path, KeptParts, remedy=remedy)
             same = known.made_of == now.made_of
             if same and not differences(known.circumstances, now.circumstances):
                 for number, checksum in enumerate(known.parts):
