@@ -95,6 +95,12 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "exaone4": LlamaCpp("exaone4", factors=True, spanning=True, settings={"sliding_window": None}),
     "exaone_moe": LlamaCpp("exaone-moe", dense_first=True, windowed=True),
     "falcon": LlamaCpp("falcon"),
+    "falcon_h1": LlamaCpp(
+        "falcon-h1",
+        headed=True,
+        settings={"time_step_limit": (0.0, inf)},
+        also=("mamba_norm_before_gate",),
+    ),
     "gemma": LlamaCpp("gemma"),
     "gemma2": LlamaCpp("gemma2", windowed=True),
     "gemma3_text": LlamaCpp("gemma3", windowed=True, also=("final_logit_softcapping",)),

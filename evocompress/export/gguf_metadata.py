@@ -101,7 +101,7 @@ def add_metadata(
         _add_head_sizes(writer, config, sizes)
     _add_sizes(writer, sizes, tensors, found)
     _add_experts(writer, loaded, tensors)
-    add_mixers(writer, tensors)
+    add_mixers(writer, tensors, config)
     _add_rotary(writer, loaded.model, tensors)
     _add_activations(writer, model)
     _add_windows(writer, config)

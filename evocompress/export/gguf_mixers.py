@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evocompress.export.layout import Layout
 from evocompress.models.loading import LoadedModel
@@ -35,6 +35,9 @@ OF_VALUES = (
 
 MAMBA = "mamba"
 """The type whose channels are heads of their own, so that a number for each is no row."""
+
+GROUPS = "mamba_n_groups"
+"""The setting that tells of groups where there is no norm over them."""
 
 PACKED = "shared_mlp.input_linear."
 
@@ -120,7 +123,7 @@ def layers_with_mixers(tensors: Mapping[str, Tensor]) -> set[int]:
     return {int(found[1]) for name in tensors if (found := MIXER.fullmatch(name))}
 
 
-def add_mixers(writer: Any, tensors: Mapping[str, Tensor]) -> None:
+def add_mixers(writer: Any, tensors: Mapping[str, Tensor], config: Any) -> None:
     """Adds the sizes of such mixers, which are the same in all layers."""
     layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blk."))
     if every := attention_interval(layers_with_mixers(tensors), layers):
@@ -133,11 +136,14 @@ def add_mixers(writer: Any, tensors: Mapping[str, Tensor]) -> None:
     if "shortconv.conv.weight" in own:
         writer.add_shortconv_l_cache(own["shortconv.conv.weight"].shape[1])
     if "ssm_out.weight" in own:
-        _add_mamba(writer, own)
+        _add_mamba(writer, own, getattr(config, GROUPS, 1))
 
 
-def _add_mamba(writer: Any, own: Mapping[str, Tensor]) -> None:
-    """Adds the sizes of Mamba, from the tensors of one layer."""
+def _add_mamba(writer: Any, own: Mapping[str, Tensor], groups: int) -> None:
+    """Adds the sizes of Mamba, from the tensors of one layer.
+
+    Where it has a norm, that tells its `groups`.
+    """
     inner = own["ssm_out.weight"].shape[1]
     channels, kernel = own["ssm_conv1d.weight"].shape
     writer.add_ssm_conv_kernel(kernel)
@@ -146,9 +152,9 @@ def _add_mamba(writer: Any, own: Mapping[str, Tensor]) -> None:
         writer.add_ssm_state_size(own["ssm_a"].shape[1])
         writer.add_ssm_time_step_rank(own["ssm_dt.weight"].shape[1])
         return
-    norm = own["ssm_norm.weight"]
-    # The norm of a delta net is over a head.
-    groups = len(norm) if norm.dim() > 1 else (channels - inner) // (2 * len(norm))
+    norm = own.get("ssm_norm.weight")
+    if norm is not None:  # that of a delta net is over a head
+        groups = len(norm) if norm.dim() > 1 else (channels - inner) // (2 * len(norm))
     writer.add_ssm_state_size((channels - inner) // (2 * groups))
     writer.add_ssm_time_step_rank(len(own["ssm_a"]))
     writer.add_ssm_group_count(groups)
@@ -164,8 +170,12 @@ def tensor_kinds(architecture: str) -> set[str]:
 
 def attention_alone(loaded: LoadedModel, left: Layout, architecture: str) -> str | None:
     """The obstacle of a hybrid with attention alone, for whose other cache there is no layer."""
-    mixers = any(not loaded.family.at(block.index).attends for block in left.having("attention"))
-    if mixers or not tensor_kinds(architecture) & {"SHORTCONV_CONV", "SSM_CONV1D"}:
+    blocks = loaded.family.blocks(loaded.model)
+    every = (module for one in left.having("attention") for module in blocks[one.index].modules())
+    if any(isinstance(module, nn.Conv1d) for module in every) or not tensor_kinds(architecture) & {
+        "SHORTCONV_CONV",
+        "SSM_CONV1D",
+    }:
         return None
     return (
         f"cannot hold this {loaded.family.model_type} model with attention alone, because "

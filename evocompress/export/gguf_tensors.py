@@ -20,6 +20,7 @@ from evocompress.core.errors import ExportError
 from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp
 from evocompress.export.gguf_latent import by_heads
 from evocompress.export.gguf_mixers import apart, as_mixer
+from evocompress.export.gguf_multipliers import with_multipliers
 from evocompress.export.gguf_rotary import factors, frequencies
 from evocompress.export.gguf_uneven import as_uneven
 from evocompress.models.loading import LoadedModel
@@ -83,7 +84,8 @@ def _named(
         held = _held(name, tensor, model, loaded)
         for part, own in apart(name, held, mixture=loaded.family.mixture is not None):
             place = _place(part, model, name_of_type)
-            yield from by_heads(place, as_mixer(place, own, model.config), model.config)
+            own = with_multipliers(place, as_mixer(place, own, model.config), model.config)
+            yield from by_heads(place, own, model.config)
     for name, every in stacks.items():
         yield name, torch.stack(every)
 

@@ -51,6 +51,12 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "ministral3": {"rope_parameters": GROWING},
     "deepseek_v2 lite": {"num_hidden_layers": 27, "q_lora_rank": None},
     "deepseek_v3 yarn": {"rope_parameters": YARN},
+    "falcon_h1": {
+        **{"embedding_multiplier": 5.0, "lm_head_multiplier": 0.3, "key_multiplier": 2.0},
+        **{"attention_in_multiplier": 0.7, "attention_out_multiplier": 0.8},
+        **{"ssm_in_multiplier": 1.2, "ssm_out_multiplier": 0.6, "mlp_multipliers": [0.9, 0.4]},
+        **{"ssm_multipliers": [0.5, 0.6, 0.7, 0.8, 0.9], "mamba_n_groups": 2},
+    },
     "granite": GRANITE,
     "granitemoehybrid": GRANITE | {"layer_types": [LINEAR, LINEAR, FULL, LINEAR, FULL]},
     **dict.fromkeys(("lfm2", "lfm2_moe"), {"layer_types": ["conv", "conv", FULL, "conv", FULL]}),

@@ -186,6 +186,8 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("qwen3", {}, {"hidden_act": "gelu"}, "with whose hidden_act = 'gelu' llama.cpp was not tried"),
     ("starcoder2", {}, {"sliding_window": 8}, "whose attention window is 8 tokens"),
     ("smollm3", {"0": DROP}, {}, "not every 4th of its layers"),
+    ("falcon_h1", {}, {"mamba_rms_norm": True}, "with whose mamba_rms_norm = True llama.cpp was"),
+    ("falcon_h1", {"1.attention": DROP}, {}, "cannot leave out model.layers.1.attention alone"),
     ("gemma2", {}, {"query_pre_attn_scalar": 24}, "whose query_pre_attn_scalar is 24"),
     ("gemma2", {}, {"final_logit_softcapping": None}, "final_logit_softcapping = None llama.cpp"),
     ("gemma4_text", {}, {"num_kv_shared_layers": 2}, "not a sliding_attention and a full_att"),
@@ -324,6 +326,24 @@ def test_channels_of_mamba_are_heads_of_their_own(tmp_path: Path) -> None:
     decays = torch.tensor(file.tensors["blk.0.ssm_a"]).float()
     torch.testing.assert_close(decays, -logarithm.exp())
     assert file.tensors["blk.0.ssm_d"].shape == (2 * config.hidden_size,)
+
+
+def test_multipliers_of_falcon_h1_are_in_its_weights(tmp_path: Path) -> None:
+    loaded = gguf_loaded("falcon_h1", tie_word_embeddings=True)
+    out = write(loaded, candidate_of(loaded, {}), tmp_path / "out", "gguf")
+    file, state = GgufReference(out / "model.gguf"), loaded.model.state_dict()
+    inner, groups, size = 192, 2, 8
+    assert file.metadata["falcon-h1.ssm.group_count"] == groups
+    dense = state["model.layers.0.mamba.in_proj.weight"]
+    held = torch.tensor(file.tensors["blk.0.ssm_in.weight"]).float()
+    starts = [0, inner, 2 * inner, 2 * inner + groups * size, 2 * (inner + groups * size)]
+    found = [float((held[row] / dense[row]).mean()) for row in starts]
+    assert found == pytest.approx([1.2 * factor for factor in (0.5, 0.6, 0.7, 0.8, 0.9)])
+    # A tied head is multiplied by something else than the embedding.
+    embedding = state["model.embed_tokens.weight"]
+    for name, factor in {"token_embd": 5.0, "output": 0.3}.items():
+        own = torch.tensor(file.tensors[f"{name}.weight"]).float()
+        torch.testing.assert_close(own, factor * embedding)
 
 
 def test_hybrids_of_one_mixer_a_layer_have_each_layer_s_sizes(tmp_path: Path) -> None:
