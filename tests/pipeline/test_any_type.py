@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from run_files import tiny_run, written
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import evocompress.hf  # noqa: F401
 from evocompress import api
+from evocompress.compression.live_model import LiveModel
 from evocompress.core.config_file import load_config
+from evocompress.core.progress import Silent
 from evocompress.export import read_record
 from evocompress.models.checkpoints import quiet_transformers
+from evocompress.pipeline.context import RunContext
+from evocompress.pipeline.run_folder import RunFolder
 from evocompress.testing.derived import running_model, typical_config
 from evocompress.testing.formats import greedy
 from evocompress.testing.probes import random_ids
@@ -31,23 +37,29 @@ TYPES = {
     "nemotron_h": "one sub-layer a block: state space, attention or MLP",
     "deepseek_v3": "latent attention; a first block without experts",
     "gpt_oss": "sinks; experts with biases, gate and up in turns",
-    "zamba": "a transformer that several blocks share, which are dropped",
+    "zamba": "a transformer that several blocks share",
     "gemma4_text": "heads of two widths; inputs of each block's own; norms of values",
 }
 """Types that differ in structure."""
 
 
+MIXTURES = ("qwen3_next", "deepseek_v3", "gpt_oss")
+
+
+def space_of(name: str) -> dict[str, Any]:
+    """Widths, and sub-layers and experts that go; what blocks share is narrowed."""
+    units = ["attention", "mlp", *(["expert"] if name in MIXTURES else [])]
+    drop = {} if name == "zamba" else {"drop": {"units": units}}
+    budget = {"body_params": 0.95 if name == "zamba" else 0.7}
+    return {"width": {"multiple_of": 8}, "budget": budget} | drop
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) for name in TYPES])
 def test_search_materialize_reload_generate(name: str, tmp_path: Path) -> None:
     dense = saved(name, tmp_path / "model")
-    width = {} if name == "zamba" else {"width": {"multiple_of": 8}}
     run = tiny_run(
         tmp_path,
-        space=width
-        | {
-            "drop": {"units": ["attention", "mlp"]},
-            "budget": {"body_params": 0.7},
-        },
+        space=space_of(name),
         search={"name": "auto", "tokens": 3000},
         evaluate={"latency": False},
     )
@@ -57,7 +69,21 @@ def test_search_materialize_reload_generate(name: str, tmp_path: Path) -> None:
     assert dense.num_parameters() > model.num_parameters()
     assert model.num_parameters() == read_record(checkpoint).measured["params"]
     ids = random_ids()
+    torch.testing.assert_close(model(ids).logits, in_memory(winner, ids), rtol=1e-4, atol=1e-4)
     assert torch.equal(greedy(model, ids, cache=True), greedy(model, ids, cache=False))
+
+
+@torch.no_grad()
+def in_memory(run: Path, ids: Tensor) -> Tensor:
+    """The logits of the winner within the dense model's modules."""
+    folder = RunFolder(run)
+    context = RunContext(folder.config(), folder, Silent(), finished=True)
+    candidate = folder.read_winner().candidate
+    assert candidate.levels
+    with LiveModel(context.loaded, context.library) as live:
+        live.apply(candidate)
+        logits: Tensor = context.loaded.model(ids).logits
+    return logits
 
 
 def saved(name: str, folder: Path) -> PreTrainedModel:
