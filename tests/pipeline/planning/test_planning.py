@@ -123,9 +123,10 @@ def test_products_of_the_dense_model_are_those_that_torch_counts(space):
 
 def test_experts_are_counted_by_the_tokens_that_they_see():
     def statistics(active):
-        loaded = tiny_loaded("mixtral")
-        loaded.model.config.num_experts_per_tok = active
-        stage = library_stage(PlannedRun(context_of(config(space=SPARSE), loaded), shared=True))
+        model = tiny_model("mixtral")
+        model.config.num_experts_per_tok = active
+        mixture = replace(tiny_loaded("mixtral"), model=model, family=family_of(model))
+        stage = library_stage(PlannedRun(context_of(config(space=SPARSE), mixture), shared=True))
         return stage.work.statistics
 
     experts, layers, tokens = 4, 3, 6 * LENGTH
