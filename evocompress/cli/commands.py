@@ -44,11 +44,9 @@ app = typer.Typer(
 app.add_typer(library_app, name="library")
 
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
 
-NOISY = ("torchao", "torch.utils._pytree")
-"""Loggers that warn of kernels for other machines as soon as transformers finds torchao."""
+NOISY = ("torchao", "torch.utils._pytree")  # they warn of kernels for other machines
 
 
 @app.command(epilog="Example: `evocompress demo`")

@@ -17,7 +17,7 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.canonical import canonical
 from evocompress.core.config import SpaceConfig
 from evocompress.core.config_file import load_config
-from evocompress.core.errors import ConfigError, ExportError, ModelError
+from evocompress.core.errors import ConfigError, ExportError
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Subject
@@ -46,7 +46,6 @@ from evocompress.testing.tiny import (
     MIXTURES,
     NAMES,
     declared,
-    tiny_checkpoint,
     tiny_loaded,
     windowless,
 )
@@ -301,34 +300,6 @@ def test_other_formats_are_refused_by_name(llama: LoadedModel, format: str) -> N
         f"format '{format}' cannot hold this llama model, a compressed checkpoint whose layers "
         "differ already: format 'hf' can"
     )
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_families_of_other_layers_are_refused_by_name(name: str, tmp_path: Path) -> None:
-    folder = tiny_checkpoint(tmp_path / name, "llama")
-    config = json.loads((folder / "config.json").read_text())
-    kind = f"evocompress_{name}"
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
-    for read in (load, outline):
-        with pytest.raises(ModelError, match=f"compressed checkpoint of type '{name}', which"):
-            read(str(folder))
-
-
-@pytest.mark.parametrize("name", MIXTURES)
-def test_mixtures_are_refused_by_name(name: str, tmp_path: Path) -> None:
-    dense = tiny_loaded(name)
-    candidate = Candidate((("model.layers.1.mlp.experts.0", DROP),))
-    folder = materialize(dense, None, candidate, tmp_path / "first", format="hf")
-    for read in (load, outline):
-        with pytest.raises(ModelError, match=rf"a compressed checkpoint of a mixture .*{name}\),"):
-            read(str(folder))
-
-
-def test_a_folded_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
-    folder = write_first(tmp_path / "first", tiny_loaded("llama", layers=5), "folded")
-    for read in (load, outline):
-        with pytest.raises(ModelError, match="is of format 'folded'.*give one of format hf"):
-            read(str(folder))
 
 
 def test_what_needs_layers_that_are_alike_is_refused(llama: LoadedModel) -> None:

@@ -1,7 +1,7 @@
 """Plans: amounts of work and memory against counting on a model, and what helps where they fail."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +12,7 @@ from evocompress import api
 from evocompress.compression.library.gram import gram_operations
 from evocompress.core.config import RunConfig
 from evocompress.core.errors import ConfigError, ModelError
-from evocompress.core.files import write_json
 from evocompress.evaluation.heldout import count_flops
-from evocompress.healing.cycles import tokens_that_pay
-from evocompress.healing.law import HealingLaw
 from evocompress.models.families import family_of
 from evocompress.pipeline.planning import (
     DEVICES,
@@ -385,21 +382,6 @@ def test_a_gguf_file_is_planned_and_its_unpacking_said(tmp_path):
     with pytest.raises(ModelError, match=r"can be read from .*bad\.gguf") as caught:
         outline(str(tmp_path / "bad.gguf"))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("tokens", [64_000, "auto"])
-def test_what_more_healing_brings_is_foretold_by_the_law_of_the_one_there_is(tmp_path, tokens):
-    law = HealingLaw(before=1.0, floor=0.2, scale=1e4, exponent=0.5)
-    known = {"law": asdict(law), "tokens": 16_384, "best_kl": law.kl(16_384)}
-    (tmp_path / "n" / "heal").mkdir(parents=True)
-    write_json(tmp_path / "n" / "heal" / "heal.json", known)
-    checkpoint = tiny_checkpoint(tmp_path / "model")
-    planned = config(checkpoint, runs=tmp_path, heal={"tokens": tokens})
-    (note,) = [note for note in plan_notes(api.plan(planned, "h100")) if "law" in note]
-    wanted = tokens_that_pay(law, planned.heal) if tokens == "auto" else tokens
-    assert f" {wanted:,} tokens" in note and f"bring {law.kl(wanted):.4g}" in note
-    write_json(tmp_path / "n" / "heal" / "heal.json", known | {"law": None})
-    assert not [note for note in plan_notes(api.plan(planned, "h100")) if "law" in note]
 
 
 def test_the_command_plans_for_here_and_for_others(tmp_path, checkpoint, monkeypatch):
