@@ -130,10 +130,7 @@ def sweep(
         raise RunError(f"{failed}; once it is mended, the same command with --resume tries again")
 
 
-@app.command(
-    epilog="Examples: `evocompress rounds search_spaces/smollm2_width_70.yaml rounds=2 "
-    "name=twice`; `evocompress rounds run.yaml --resume`"
-)
+@app.command(epilog="Example: `evocompress rounds smollm2_width_70 rounds=2 name=twice`")
 def rounds(
     run_file: RunFile,
     overrides: Overrides = None,

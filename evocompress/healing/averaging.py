@@ -60,11 +60,11 @@ def heal(
     given: Any = {"dense": dense, "resume": resume, "force": force}
     told = progress or tell_nobody
     one = partial(_heal, student, teacher, train, validation, config, out, told, **given)
+    if not resume:
+        HealFolder(out).check_new()
     if config.top_k is None:
         return one(lessons=None)
-    whole, kept = HealFolder(out), out / TARGETS
-    if not resume:
-        whole.check_new()
+    kept = out / TARGETS
     places = [member(config, out, number)[1] for number in range(config.average)]
     each = places if config.average > 1 else [out]
     wanted = None if all(HealFolder(place).report.exists() for place in each) else train

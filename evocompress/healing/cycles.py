@@ -63,6 +63,8 @@ def heal_in_cycles(
     Raises:
         EvoCompressError: As `distil`.
     """
+    if not resume:
+        HealFolder(out).check_new()
     began, told = time.monotonic(), progress or tell_nobody
     length = teacher.length(validation)
     reports: list[HealReport] = []

@@ -115,10 +115,19 @@ class RunFolder:
         Raises:
             RunError: The folder is not a run.
         """
-        if not self.config_file.is_file():
-            raise RunError(f"{self.path} is not a run folder: it has no config.yaml")
-        check_sealed(self.config_file, RESTORE)
-        return load_config(self.config_file)
+        return sealed_config(self.config_file, f"{self.path} is not a run folder")
+
+
+def sealed_config(file: Path, otherwise: str) -> RunConfig:
+    """The resolved configuration in a file.
+
+    Raises:
+        RunError: There is none, which `otherwise` says the meaning of, or it was changed.
+    """
+    if not file.is_file():
+        raise RunError(f"{otherwise}: it has no {file.name}")
+    check_sealed(file, RESTORE)
+    return load_config(file)
 
 
 def check_run(config: RunConfig, resume: bool) -> RunFolder:

@@ -272,6 +272,15 @@ def test_healings_that_are_averaged_are_made_beside_each_other(cluster, searched
         api.heal(there, [*changes, *ON_RAY])
 
 
+@clustered
+def test_a_healing_that_is_there_is_not_averaged_over(cluster, searched):
+    run = copy(searched, "healed-once")
+    api.heal(run)
+    with pytest.raises(EvoCompressError, match="exists: resume it, or remove it"):
+        api.heal(run, ["heal.average=2", *ON_RAY])
+    assert not (run / "heal" / "members").exists()
+
+
 def wait_long(tell):
     tell("waiting")
     time.sleep(600)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evocompress.core.config import HealConfig
-from evocompress.healing import averaging, heal
+from evocompress.core.errors import RunError
+from evocompress.healing import averaging, heal, heal_in_cycles
 from evocompress.healing.distillation import Distillation
 from evocompress.healing.student import load_student
 from evocompress.models.loading import LoadedModel
@@ -42,6 +43,23 @@ def test_the_average_is_of_those_that_lower_the_divergence(
     measured = Distillation(model, teacher, validation, 2).mean()
     assert measured == pytest.approx(report.best_kl, rel=1e-5)
     assert json.loads((tmp_path / "healed" / "heal.json").read_text())["averaged"]
+
+
+def test_a_healing_that_is_there_is_not_written_over(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    given = (student, teacher, train, validation)
+    heal(*given, CONFIG.model_copy(update={"average": 1}), tmp_path / "healed")
+    before = (tmp_path / "healed" / "heal.json").read_bytes()
+    with pytest.raises(RunError, match="exists: resume it"):
+        heal(*given, CONFIG, tmp_path / "healed")
+    cycles = HealConfig(tokens="auto")
+    with pytest.raises(RunError, match="exists: resume it"):
+        heal_in_cycles(
+            student, teacher, lambda count: train[:count], validation, cycles, tmp_path / "healed"
+        )
+    assert (tmp_path / "healed" / "heal.json").read_bytes() == before
+    assert not (tmp_path / "healed" / "members").exists()
 
 
 def test_one_that_spoils_the_average_is_left_out(

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from evocompress.core.config import RunConfig
-from evocompress.core.config_file import dump_config, load_config
+from evocompress.core.config_file import dump_config
 from evocompress.core.errors import RunError
-from evocompress.core.files import FolderFile, check_sealed, make_folder, write_sealed
+from evocompress.core.files import FolderFile, make_folder, write_sealed
 from evocompress.pipeline.run_folder import (
     MAY_DIFFER,
-    RESTORE,
     check_goes_on,
     check_unchanged,
-    only_process,
+    sealed_config,
 )
 
 
@@ -47,16 +44,7 @@ class RoundsFolder:
         Raises:
             RunError: The folder is of something else.
         """
-        if not self.config_file.is_file():
-            raise RunError(f"{self.path} is no folder of rounds: it has no rounds.yaml")
-        check_sealed(self.config_file, RESTORE)
-        return load_config(self.config_file)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps a second process out of the folder."""
-        with only_process(self.path):
-            yield
+        return sealed_config(self.config_file, f"{self.path} is no folder of rounds")
 
 
 def check_rounds(config: RunConfig, resume: bool) -> RoundsFolder:

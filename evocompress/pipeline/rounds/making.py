@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evocompress.core.config import RunConfig
+from evocompress.core.config import EvaluateConfig, RunConfig
 from evocompress.core.files import read_json, write_json
 from evocompress.core.progress import Reporter
 from evocompress.export.reload import read_checkpoint
@@ -20,7 +20,7 @@ from evocompress.pipeline.resolve import check_names
 from evocompress.pipeline.rounds.folder import RoundsFolder, begin_rounds
 from evocompress.pipeline.rounds.folder import check_rounds as check_folder
 from evocompress.pipeline.rounds.schedule import check_schedule, round_folder, rounds_of
-from evocompress.pipeline.run_folder import RunFolder
+from evocompress.pipeline.run_folder import RunFolder, only_process
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def make_rounds(config: RunConfig, stages: Stages, *, resume: bool, reporter: Re
     check_early(runs[0])
     begin_rounds(folder, config)
     first = RunContext(runs[0], round_folder(config, 1), reporter, finished=True)
-    with folder.locked():
+    with only_process(folder.path):
         for number, one in enumerate(runs, start=1):
             reporter.say(f"round {number} of {config.rounds}")
             run = round_folder(config, number)
@@ -72,13 +72,13 @@ def _make(config: RunConfig, run: RunFolder, stages: Stages) -> None:
 
 def _compare(first: RunContext, number: int, run: RunFolder, folder: RoundsFolder) -> None:
     """Adds the models of a round to what is known of those before."""
+    settings = first.config.evaluate.model_copy(update={"latency": False})
     known = read_json(folder.evaluation)["rows"] if folder.evaluation.exists() else []
     done = {row["name"] for row in known}
     rows = list(known)
     for name, path in _models(first, number, run):
         if name not in done:
-            rows.append(_row(first, name, path))
-    settings = first.config.evaluate.model_copy(update={"latency": False})
+            rows.append(_row(first, settings, name, path))
     write_json(folder.evaluation, record(first, settings, rows, run.checkpoint))
 
 
@@ -90,7 +90,9 @@ def _models(first: RunContext, number: int, run: RunFolder) -> Iterator[tuple[st
     yield f"round {number}, healed", run.healed_checkpoint
 
 
-def _row(first: RunContext, name: str, path: Path | None) -> dict[str, Any]:
+def _row(
+    first: RunContext, settings: EvaluateConfig, name: str, path: Path | None
+) -> dict[str, Any]:
     """One model beside the dense one."""
     dense = first.loaded
     model = dense.model if path is None else read_checkpoint(path, dense.model)
@@ -99,7 +101,7 @@ def _row(first: RunContext, name: str, path: Path | None) -> dict[str, Any]:
         dense,
         {name: ComparedModel(model, {})},
         calibration.heldout,
-        config.evaluate.model_copy(update={"latency": False}),
+        settings,
         batch=config.calibration.micro_batch,
         length=first.space.cost_model.length,
         labels=calibration.labels,
