@@ -151,18 +151,13 @@ def _become(
     except BaseException:
         traceback.print_exc()
     finally:
-        _block_signals()
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)
+        except KeyboardInterrupt:  # one came meanwhile, for which nothing waits
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _block_signals() -> None:
-    """Also where one comes meanwhile, whose interrupt nothing waits for: the command has ended."""
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)
-    except KeyboardInterrupt:
-        _block_signals()
 
 
 def _status(stop: SystemExit) -> int:
