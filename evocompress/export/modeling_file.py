@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import DENSE, Candidate
@@ -57,7 +55,7 @@ class ModelingFile(Pretrained):
         unit = left.first(lambda b, kind: kind == "mlp" and kind in b.biased and b.experts != ())
         if unit is not None:
             return f"cannot give the experts of {unit} a bias"
-        return _lost_buffer(loaded) or no_attention_left(left, loaded) or no_block_left(left)
+        return no_attention_left(left, loaded) or no_block_left(left)
 
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the family's class in `evocompress.models.modeling`."""
@@ -84,29 +82,6 @@ class ModelingFile(Pretrained):
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """The Python files that ``auto_map`` names."""
         return known_classes(loaded).files
-
-
-def _lost_buffer(loaded: LoadedModel) -> str | None:
-    """The obstacle of a buffer that the model, not the module that has it, makes when it is read.
-
-    transformers leaves that undone in classes that are not its own, and stores no such buffers.
-    """
-    path = loaded.family.layers_path.rpartition(".")[0]
-    outer = _words_of_init(loaded.model) | _words_of_init(loaded.model.get_submodule(path))
-    for block in loaded.family.blocks(loaded.model):
-        for place, module in block.named_modules():
-            for name in module._non_persistent_buffers_set & outer - _words_of_init(module):
-                kind = loaded.family.model_type
-                made = f"{place}.{name}, which transformers makes in classes of its own alone"
-                return f"cannot hold {kind} models, whose blocks have {made}"
-    return None
-
-
-def _words_of_init(module: nn.Module) -> set[str]:
-    """The strings in what makes a module."""
-    makers = (vars(cls).get("__init__") for cls in type(module).__mro__)
-    codes = (getattr(inspect.unwrap(maker), "__code__", None) for maker in makers if maker)
-    return {word for code in codes if code for word in code.co_consts if isinstance(word, str)}
 
 
 def is_written_by_hand(loaded: LoadedModel) -> bool:

@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from export_cases import write
 
-from evocompress.core.errors import ExportError
 from evocompress.core.types import DROP, Level
 from evocompress.export import read_record
 from evocompress.models.families.derivation.defaults import default_config
 from evocompress.models.loading import load
 from evocompress.space.costs import cost_model
 from evocompress.testing.derived import typical_config, typical_loaded
-from evocompress.testing.formats import assert_written, candidate_of
+from evocompress.testing.formats import assert_written, candidate_of, reload
 
 GROUP = Level(kv_groups=1, group_heads=2)
 HEADS = Level(kv_groups=4, group_heads=1)
@@ -47,7 +47,7 @@ def test_fewer_heads_in_some_layers(name: str, tmp_path: Path) -> None:
     assert measured == {key: costs.of([candidate])[key].item() for key in measured}
 
 
-@pytest.mark.parametrize("name", ["granite_swa", "youtu"])
+@pytest.mark.parametrize("name", ["granite_swa", "youtu", "falcon_h1"])
 def test_a_second_round(name: str, tmp_path: Path) -> None:
     loaded = typical_loaded(typical_config(name))
     first = HEADS if name == "youtu" else GROUP
@@ -69,12 +69,16 @@ def test_alike_layers_in_the_class_itself(name: str, format: str, tmp_path: Path
     assert_written(write(loaded, candidate, tmp_path / "out", format), loaded, candidate)
 
 
-def test_a_buffer_that_only_the_model_makes_is_refused(tmp_path: Path) -> None:
-    """Falcon-H1's multipliers of a mixer are not stored, and not made when `hf` is read."""
-    loaded = typical_loaded(typical_config("falcon_h1"))
-    candidate = candidate_of(loaded, {"0.attention": GROUP})
-    with pytest.raises(ExportError, match=r"falcon_h1 models, .* mamba\.mup_vector"):
-        write(loaded, candidate, tmp_path / "out", "hf")
+def test_buffers_that_the_model_fills_are_made_when_a_checkpoint_is_read(tmp_path: Path) -> None:
+    """Falcon-H1's multipliers of a mixer are not stored; a block may have lost its mixer."""
+    multipliers = [0.5, 0.7, 0.9, 1.1, 1.3]
+    loaded = typical_loaded(default_config("falcon_h1", ssm_multipliers=multipliers))
+    candidate = candidate_of(loaded, {"0.attention": GROUP, "1.attention": DROP, "2.mlp": DROP})
+    out = write(loaded, candidate, tmp_path / "out", "hf")
+    vector = reload(out).model.layers[2].mamba.mup_vector
+    assert vector.unique().numel() == len(multipliers)
+    assert torch.equal(vector, loaded.model.model.layers[2].mamba.mup_vector)
+    assert_written(out, loaded, candidate)
 
 
 def test_alike_layers_where_heads_are_listed(tmp_path: Path) -> None:

@@ -70,12 +70,20 @@ class Nothing(nn.Module):
         among: How many things they returned, the zero being the first; 0 where it was all.
         residual: Of modules that make the residual addition themselves, the place and the name of
             the argument that they add to; it takes the place of the zero.
+        former: The first of them. Its buffers that no checkpoint has stay, for the model may be
+            what fills them.
     """
 
     def __init__(
-        self, layer_idx: int | None, among: int, residual: tuple[int, str] | None = None
+        self,
+        layer_idx: int | None,
+        among: int,
+        residual: tuple[int, str] | None = None,
+        former: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        for name in former._non_persistent_buffers_set if former is not None else ():
+            self.register_buffer(name, former.get_buffer(name), persistent=False)
         self.layer_idx = layer_idx
         self.among = among
         self.residual = residual
@@ -168,7 +176,7 @@ def edited(block: nn.Module, edits: Mapping[str, Any], layer: int | None) -> Non
         block.set_submodule(path, Passing(block.get_submodule(path)))
     for path, among in edits.get("zeros", {}).items():
         residual = edits.get("residuals", {}).get(path)
-        block.set_submodule(path, Nothing(layer, among, residual))
+        block.set_submodule(path, Nothing(layer, among, residual, block.get_submodule(path)))
     for path, (count, channels) in edits.get("experts", {}).items():
         block.set_submodule(path, split(block.get_submodule(path), count, channels))
     for name, shape in edits.get("shapes", {}).items():
@@ -314,6 +322,17 @@ class DerivedModel:
         named = whole.all_tied_weights_keys
         if not there.issuperset({*named, *named.values()}):
             whole.tied = whole.all_tied_weights_keys = still_tied(named, there)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """As transformers does, and what a model makes of the modules in it, such as buffers.
+
+        transformers passes over models without tensors of their own in classes that are not its.
+        """
+        super().initialize_weights()  # type: ignore[misc]
+        for module in cast(nn.Module, self).modules():
+            if isinstance(module, PreTrainedModel):
+                module._init_weights(module)
 
     def get_expanded_tied_weights_keys(self, *given: Any, **settings: Any) -> dict[str, str]:
         """What is tied of the parameters that are left; the class's own patterns may find none."""
