@@ -66,23 +66,23 @@ class Nothing(nn.Module):
     """Stands where the modules of a sub-layer were: a zero for the residual addition.
 
     Args:
+        former: The one of them in whose place it is. Its buffers that no checkpoint has stay, for
+            the model around it may be what fills them.
         layer_idx: Number of the block; ``None`` where it is part of another layer.
         among: How many things they returned, the zero being the first; 0 where it was all.
         residual: Of modules that make the residual addition themselves, the place and the name of
             the argument that they add to; it takes the place of the zero.
-        former: The first of them. Its buffers that no checkpoint has stay, for the model may be
-            what fills them.
     """
 
     def __init__(
         self,
+        former: nn.Module,
         layer_idx: int | None,
         among: int,
-        residual: tuple[int, str] | None = None,
-        former: nn.Module | None = None,
+        residual: tuple[int, str] | None,
     ) -> None:
         super().__init__()
-        for name in former._non_persistent_buffers_set if former is not None else ():
+        for name in former._non_persistent_buffers_set:
             self.register_buffer(name, former.get_buffer(name), persistent=False)
         self.layer_idx = layer_idx
         self.among = among
@@ -176,7 +176,7 @@ def edited(block: nn.Module, edits: Mapping[str, Any], layer: int | None) -> Non
         block.set_submodule(path, Passing(block.get_submodule(path)))
     for path, among in edits.get("zeros", {}).items():
         residual = edits.get("residuals", {}).get(path)
-        block.set_submodule(path, Nothing(layer, among, residual, block.get_submodule(path)))
+        block.set_submodule(path, Nothing(block.get_submodule(path), layer, among, residual))
     for path, (count, channels) in edits.get("experts", {}).items():
         block.set_submodule(path, split(block.get_submodule(path), count, channels))
     for name, shape in edits.get("shapes", {}).items():
