@@ -13,7 +13,7 @@ COMMANDS = (
 INTERFACES = "candidate_of check_matches_reference compress cut random_batch"
 """What each criterion, contract or record has a function of."""
 
-COPIED = "rebuild_attention rebuild_mlp shape_layers"
+COPIED = "shape_layers"
 """What each modeling file that goes into checkpoints has."""
 
 

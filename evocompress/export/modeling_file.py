@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import DENSE, Candidate
-from evocompress.export.configs import cut_config, use_of_index
+from evocompress.export.configs import cut_config
 from evocompress.export.edits import edits_of
 from evocompress.export.layout import Block, layout, no_attention_left, no_block_left
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.running import MODELING_FILE, Programs, Running
 from evocompress.export.weights import StateDict, assemble, renumbered
-from evocompress.models.families import name_of
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.uneven import dense_class, dense_layers, text_config
 from evocompress.models.loading import LoadedModel
@@ -60,40 +59,25 @@ class ModelingFile(Pretrained):
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the family's class in `evocompress.models.modeling`."""
         classes = known_classes(loaded)
-        if not is_written_by_hand(loaded):
-            config = derived_config(loaded, state, candidate)
-            return assemble(classes.head, config, state, self.name_of(loaded, candidate))
         if isinstance(loaded.family, Convolutional):
-            return assemble(
-                classes.head,
-                layers_config(loaded, layout(loaded, candidate).blocks),
-                state,
-                self.name_of(loaded, candidate),
-            )
-        blocks = _blocks(loaded, candidate)
-        own = [overrides(block, grouped=False) for block in blocks]
-        config = uneven_config(loaded, blocks, own)
+            config = layers_config(loaded, layout(loaded, candidate).blocks)
+        else:
+            config = derived_config(loaded, state, candidate)
         return assemble(classes.head, config, state, self.name_of(loaded, candidate))
 
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
-        """Blocks have other numbers."""
-        return renumbered(loaded.family.block_names, _blocks(loaded, candidate))
+        """Experts have other numbers; blocks keep theirs, as a class may go by them."""
+        return renumbered(loaded.family.block_names, layout(loaded, candidate).blocks)
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """The Python files that ``auto_map`` names."""
         return known_classes(loaded).files
 
 
-def is_written_by_hand(loaded: LoadedModel) -> bool:
-    """Whether the model's family has a modeling file of its own."""
-    return name_of(loaded.family) in CLASSES
-
-
 def classes_of(loaded: LoadedModel) -> Classes | None:
     """The classes that a model is written in; ``None`` where there are none."""
-    if is_written_by_hand(loaded):
-        return CLASSES[name_of(loaded.family)]
-    return derived_classes(dense_class(type(loaded.model)))
+    own = CLASSES.get(loaded.family.model_type)
+    return own or derived_classes(dense_class(type(loaded.model)))
 
 
 def known_classes(loaded: LoadedModel) -> Classes:
@@ -101,17 +85,6 @@ def known_classes(loaded: LoadedModel) -> Classes:
     classes = classes_of(loaded)
     assert classes is not None
     return classes
-
-
-def _blocks(loaded: LoadedModel, candidate: Candidate) -> tuple[Block, ...]:
-    """The blocks that are written: all where they must keep their numbers, else what is left.
-
-    Of a CNN all are: they are in stages, and one without its branch is written as such. So are they
-    where it is not known what the class makes of their numbers.
-    """
-    left, staged = layout(loaded, candidate), isinstance(loaded.family, Convolutional)
-    numbered = staged or not is_written_by_hand(loaded) or use_of_index(loaded.model.config)
-    return left.blocks if numbered else left.kept
 
 
 def layers_config(loaded: LoadedModel, blocks: Sequence[Block]) -> PreTrainedConfig:
@@ -194,28 +167,6 @@ def _layered(
         # Where layers have fewer heads, their size does not follow from the number.
         settings["head_dim"] = loaded.family.architecture(loaded.model).head_dim
     return settings
-
-
-def uneven_config(
-    loaded: LoadedModel, blocks: Sequence[Block], own: Sequence[Mapping[str, Any]]
-) -> PreTrainedConfig:
-    """The config of a family's class in `evocompress.models.modeling`.
-
-    Each layer has a block, whose attention it has, and its `own` entry of ``per_layer_config``.
-    """
-    dense = loaded.model.config
-    classes = known_classes(loaded)
-    cut: Any = cut_config(dense, blocks)
-    cut.per_layer_config = None  # what a compressed model's said is in `own`
-    settings = cut.to_dict()
-    settings["per_layer_config"] = {layer: entry for layer, entry in enumerate(own) if entry}
-    # Where layers have fewer heads, their size does not follow from the number.
-    settings["head_dim"] = loaded.family.architecture(loaded.model).head_dim
-    settings["auto_map"] = classes.auto_map
-    del settings["model_type"]
-    config = classes.config.from_dict(settings)
-    config._attn_implementation = dense._attn_implementation
-    return config
 
 
 def overrides(block: Block, *, grouped: bool) -> dict[str, Any]:

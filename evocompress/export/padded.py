@@ -121,9 +121,8 @@ def _not_zero(left: Layout, loaded: LoadedModel) -> str | None:
     every = numbers_matter(loaded)
     for block in left.blocks if order else ():
         for kind in block.dropped if every or not block.gone else ():
-            if (order[block.index], kind) in not_silenced(loaded):
-                unit = f"{left.names[block.index]}.{kind}"
-                return f"cannot leave out {unit}, which adds something also if it is all zeros"
+            if why := not_silenced(loaded).get((order[block.index], kind)):
+                return f"cannot leave out {left.names[block.index]}.{kind}, {why}"
     return None
 
 

@@ -106,24 +106,30 @@ def _computes_the_same(loaded: LoadedModel, small: PreTrainedConfig, gone: int) 
 
 
 @once
-def not_silenced(loaded: LoadedModel) -> frozenset[tuple[int, SubLayerName]]:
-    """(kind of block, sub-layer) that zeros in its matrices do not make add nothing."""
+def not_silenced(loaded: LoadedModel) -> dict[tuple[int, SubLayerName], str]:
+    """Why zeros in the matrices of a sub-layer do not make it add nothing.
+
+    Returns:
+        {(kind of block, sub-layer): a relative clause about it}, of those that are so, or that
+        could not be tried.
+    """
     if not _is_tried(loaded):
-        return frozenset()
+        return {}
     assert isinstance(loaded.family, Derived)
-    order = loaded.family.order
+    order, why = loaded.family.order, ""
     for heads, narrow_heads in TRIES:
         try:
             small = _small(loaded, 0, heads, narrow_heads=narrow_heads)
-            return frozenset(
-                (kind, sublayer)
+            return {
+                (kind, sublayer): "which adds something also if it is all zeros"
                 for kind in set(order)
                 for sublayer in loaded.family.at(order.index(kind)).sublayers
                 if not _is_silenced(loaded, small, order.index(kind), sublayer)
-            )
-        except Exception:  # classes fail with any type of error
-            continue
-    return frozenset((kind, sublayer) for kind in order for sublayer in SUBLAYERS)
+            }
+        except Exception as error:  # classes fail with any type of error
+            kind_of_model = loaded.family.model_type
+            why = f"because no tiny {kind_of_model} model could be tried: {one_line(error)}"
+    return {(kind, sublayer): why for kind in order for sublayer in SUBLAYERS}
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -29,8 +30,12 @@ from evocompress.models.tasks import CAUSAL
 TYPES = (
     *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "gpt2", "opt"),
     *("starcoder2", "mixtral", "qwen2_moe", "qwen3_moe"),
+    *("bert", "roberta", "xlm-roberta", "vit", "deit", "deit-distilled"),
 )
-"""The types that had a modeling file, behind `PREFIX`."""
+"""The types of configs that had a modeling file, behind `PREFIX`."""
+
+DISTILLED = "-distilled"
+"""The end of the type of a DeiT with two classifiers, whose config is that of any DeiT."""
 
 CHANNELS = ("moe_intermediate_size", "intermediate_size")
 EXPERTS = ("num_local_experts", "num_experts")
@@ -46,7 +51,7 @@ class FormerConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **settings: Any) -> Any:
         """The config of the class that is made for the model's own."""
-        kind = CONFIG_MAPPING[cls.model_type.removeprefix(PREFIX)]
+        kind = CONFIG_MAPPING[cls.model_type.removeprefix(PREFIX).removesuffix(DISTILLED)]
         return made(kind).from_dict(translated(kind, config_dict), **settings)
 
 
@@ -62,7 +67,8 @@ def translated(kind: type[PreTrainedConfig], former: Mapping[str, Any]) -> dict[
     """The settings of a former config in the words of `modeling_derived`."""
     settings = {name: value for name, value in former.items() if name not in NOT_DENSE}
     config = kind.from_dict(dict(settings))
-    cls = class_for(config, CAUSAL)
+    named = former.get("architectures")
+    cls = getattr(transformers, stock_class(named[0])) if named else class_for(config, CAUSAL)
     family = derived(cls, config)
     with torch.device("meta"):
         model = cls(config)
@@ -72,9 +78,8 @@ def translated(kind: type[PreTrainedConfig], former: Mapping[str, Any]) -> dict[
         str(index): _entry(family.at(index), config, block, entries.get(str(index), {}), index)
         for index, block in enumerate(family.blocks(model))
     }
-    known = former.get("architectures") or [cls.__name__]
     return settings | {
-        "dense_class": stock_class(known[0]),
+        "dense_class": cls.__name__,
         "blocks": family.layers_path.removeprefix(f"{model.base_model_prefix}."),
         "per_layer_config": {index: entry for index, entry in layers.items() if entry},
     }

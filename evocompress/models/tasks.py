@@ -166,6 +166,7 @@ IMAGE_EMBEDDINGS = replace(
     EMBEDDINGS, name="embeddings of images", input="pixel_values", pooling="pooler"
 )
 DISTILLED_IMAGE_CLASSES = replace(IMAGE_CLASSES, ending="ForImageClassificationWithTeacher")
+"""Of DeiT as it is published: the mean of the classifiers of two tokens counts."""
 
 
 def language_task(model_type: str) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ from evocompress.models.tasks import (
     CAUSAL,
     DECODER_CLASSES,
     DECODER_EMBEDDINGS,
+    DISTILLED_IMAGE_CLASSES,
+    EMBEDDINGS,
     IMAGE_CLASSES,
+    TEXT_CLASSES,
     Task,
 )
 
@@ -104,8 +108,21 @@ HEADLESS = tuple(
 )
 """Classifiers and embedding models of such types."""
 
-NAMES = (*DECODERS, *HEADLESS, *(name for name in FAMILIES.built_in if name not in DECODERS))
-"""What there is a tiny model of: the names of built-in families, and others made likewise."""
+NOT_DECODERS: Mapping[str, tuple[str, Task]] = {
+    "bert": ("bert", EMBEDDINGS),
+    "bert-classifier": ("bert", TEXT_CLASSES),
+    "roberta": ("roberta", EMBEDDINGS),
+    "roberta-classifier": ("roberta", TEXT_CLASSES),
+    "xlm-roberta": ("xlm-roberta", EMBEDDINGS),
+    "xlm-roberta-classifier": ("xlm-roberta", TEXT_CLASSES),
+    "vit": ("vit", IMAGE_CLASSES),
+    "deit": ("deit", IMAGE_CLASSES),
+    "deit-distilled": ("deit", DISTILLED_IMAGE_CLASSES),
+}
+"""The types and tasks of models with attention in both directions."""
+
+NAMES = (*DECODERS, *HEADLESS, *NOT_DECODERS, *FAMILIES.built_in)
+"""What there is a tiny model of."""
 
 _SETTINGS |= {
     name: _SETTINGS[name.partition("-")[0]] | (_CLASSES if name.endswith("classifier") else {})
@@ -118,7 +135,7 @@ def declared(name: str) -> Family:
     if name in FAMILIES:
         return FAMILIES[name]
     kind, _, end = name.partition("-")
-    return ToBeDerived(kind, _ENDS[end])
+    return ToBeDerived(*NOT_DECODERS.get(name) or (kind, _ENDS[end]))
 
 
 VARIED = ("llama", "gpt2", "opt", "phi3", "gemma2", "qwen2_moe", "bert", "vit")

@@ -10,7 +10,7 @@ from export_cases import write
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evocompress.core.types import DROP, Candidate, Level
-from evocompress.export import choose_format
+from evocompress.export import FORMATS, choose_format, renumbering
 from evocompress.models.loading import LoadedModel
 from evocompress.models.loading import loaded as make_loaded
 from evocompress.testing.formats import assert_same, candidate_of, even_channels, reload, uneven
@@ -45,6 +45,23 @@ def test_it_is_of_the_models_own_class_and_honest(loaded: LoadedModel, tmp_path:
     out = write(loaded, candidate_of(loaded, levels), tmp_path / "out", "padded")
     assert type(reload(out, loaded.family.task)) is type(loaded.model)
     assert "neither smaller nor faster" in (out / "README.md").read_text()
+
+
+def test_what_could_not_be_tried_is_said(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate = candidate_of(llama, {"1.attention": DROP})
+    assert FORMATS["padded"].obstacle(llama, candidate) is None
+
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("no such config")
+
+    monkeypatch.setattr(renumbering, "random_model", fails)
+    fresh = tiny_loaded("llama")
+    assert FORMATS["padded"].obstacle(fresh, candidate) == (
+        "cannot leave out model.layers.1.attention, because no tiny llama model could be tried: "
+        "ValueError: no such config"
+    )
 
 
 def test_layers_are_as_wide_as_the_widest(llama: LoadedModel, tmp_path: Path) -> None:

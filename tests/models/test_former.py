@@ -17,20 +17,27 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import evocompress.hf  # noqa: F401
 from evocompress.core.errors import ModelError
-from evocompress.models.families import family_of
+from evocompress.models.families import family_named, family_of
+from evocompress.models.families.uneven import DERIVED, PREFIX
 from evocompress.models.former import TYPES
 from evocompress.models.loading import loaded
 from evocompress.testing.probes import random_ids
+from evocompress.testing.tiny import declared
 
 RECORDS = json.loads((Path(__file__).parent / "former.json").read_text())
 
 
 def read(folder: Path, name: str) -> Any:
     """The model of a config, whose weights follow from the names of its tensors."""
-    (folder / "config.json").write_text(json.dumps(RECORDS[name]["config"]))
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    config = RECORDS[name]["config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    auto = family_named(config["model_type"], config["architectures"]).task.auto
+    model = auto.from_config(AutoConfig.from_pretrained(folder))
+    assert type(model).__name__ == config["architectures"][0]
     model.double().eval().requires_grad_(False)
     for tensor_name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
         generator = torch.Generator().manual_seed(zlib.crc32(tensor_name.encode()))
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         tensor.copy_(noise / max(tensor.shape[-1], 1) ** 0.5)
@@ -39,16 +46,22 @@ def read(folder: Path, name: str) -> Any:
 
 
 def test_there_is_one_of_each_type() -> None:
-    assert {name.removesuffix("-hf") for name in RECORDS if name.endswith("-hf")} == {*TYPES}
+    types = {record["config"]["model_type"] for record in RECORDS.values()}
+    assert {f"{PREFIX}{name}" for name in TYPES} == types - {DERIVED}
 
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_it_computes_what_its_own_class_did(name: str, tmp_path: Path) -> None:
     model, record = read(tmp_path, name), RECORDS[name]
     assert len(model.state_dict()) == record["tensors"]
-    logits = model(torch.arange(1, 12)[None], use_cache=False).logits[0, -1, :6]
+    config = record["config"]
+    task = family_named(config["model_type"], config["architectures"]).task
+    image = torch.linspace(0, 1, 64, dtype=torch.float64).reshape(1, 1, 8, 8)
+    output = task.run(model, torch.arange(1, 12)[None] if task.reads_text else image)
+    found = task.pooled(output) if task.compared == "embeddings" else output.logits
+    found = found[:, -1] if task.causal else found
     expected = torch.tensor(record["logits"], dtype=torch.float64)
-    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(found[0, :6], expected, rtol=0, atol=2e-6)
 
 
 def test_it_is_saved_as_others_are(tmp_path: Path) -> None:
@@ -62,8 +75,11 @@ def test_it_is_saved_as_others_are(tmp_path: Path) -> None:
 
 
 def test_it_can_be_compressed_again_where_others_can(tmp_path: Path) -> None:
-    family = loaded(read(tmp_path, "gpt2-hf"), None, "former").family
-    assert family.model_type == "gpt2" and family.limits == []
+    for name in ("gpt2", "bert", "xlm-roberta-classifier", "vit"):
+        found = loaded(read(tmp_path, f"{name}-hf"), None, "former").family
+        family = declared(name)
+        assert (found.model_type, found.task) == (family.model_type, family.task)
+        assert not getattr(found, "limits", ())
     with pytest.raises(ModelError, match="cannot be compressed again"):
         family_of(read(tmp_path, "mixtral-hf"))
     with pytest.raises(ModelError, match="is of format 'folded'"):

@@ -4,18 +4,11 @@ from collections.abc import Sequence
 
 import transformers
 from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from evocompress.core.errors import ModelError
 from evocompress.core.registry import Registry
 from evocompress.models.families.base import Family
-from evocompress.models.families.bert import (
-    Bert,
-    BertClassifier,
-    Roberta,
-    RobertaClassifier,
-    XLMRoberta,
-    XLMRobertaClassifier,
-)
 from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.derivation.derived import Derived, ToBeDerived, derived
@@ -30,7 +23,6 @@ from evocompress.models.families.uneven import (
     is_compressed,
     stock_class,
 )
-from evocompress.models.families.vit import DeiT, DistilledDeiT, ViT
 from evocompress.models.tasks import EMBEDDINGS
 
 __all__ = [
@@ -48,18 +40,7 @@ __all__ = [
 FAMILIES: Registry[Family] = Registry(
     "family",
     "evocompress.families",
-    {
-        "bert": Bert(),
-        "bert-classifier": BertClassifier(),
-        "roberta": Roberta(),
-        "roberta-classifier": RobertaClassifier(),
-        "xlm-roberta": XLMRoberta(),
-        "xlm-roberta-classifier": XLMRobertaClassifier(),
-        "vit": ViT(),
-        "deit": DeiT(),
-        "deit-distilled": DistilledDeiT(),
-        "resnet": ResNet(),
-    },
+    {"resnet": ResNet()},
     lambda found: isinstance(found, Family),
 )
 """By model type; where models of a type serve several tasks, the others have a name behind it."""
@@ -101,7 +82,8 @@ def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool =
     if not is_compressed(model_type):
         return _stock_family(model_type, classes, embeds)
     known_as = [stock_class(one) for one in classes]
-    name = dense_type(known_as) if model_type == DERIVED else model_type.removeprefix(PREFIX)
+    of_class = known_as or model_type == DERIVED
+    name = dense_type(known_as) if of_class else model_type.removeprefix(PREFIX)
     known = FAMILIES.get(name)
     if known is not None and (known.mixture is not None or isinstance(known, Convolutional)):
         raise ModelError(
@@ -158,7 +140,8 @@ def _to_be_derived(model_type: str, classes: Sequence[str], embeds: bool) -> Fam
     _check_one(classes)
     if embeds:
         return ToBeDerived(model_type, EMBEDDINGS)
-    if not classes and served[0][0].causal:
+    masked = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES  # which is an encoder's, most likely
+    if not classes and served[0][0].causal and not masked:
         return ToBeDerived(model_type, served[0][0])
     if not classes:
         first = {names[0]: f"{names[0]} (for {task.name})" for task, names in reversed(served)}
@@ -193,10 +176,7 @@ def split_experts(model: PreTrainedModel, like: PreTrainedModel) -> None:
 
 
 def name_of(family: Family) -> str:
-    """The name of a family: in `FAMILIES`, or made likewise of one that is derived."""
-    if isinstance(family, Derived) and not family.task.causal:
-        embeds = family.task.compared == "embeddings"
-        return f"{family.model_type}-{'embedding' if embeds else 'classifier'}"
+    """The name of a family in `FAMILIES`; of one that is derived its model type."""
     named = (name for name, known in FAMILIES.items() if type(known) is type(family))
     return next(named, family.model_type)
 

@@ -1,8 +1,7 @@
 """The interface of a model family: where units live, how one is removed, what widths couple.
 
 A family is a small declaration. The class below describes a decoder laid out like Llama's;
-another family overrides the attributes, and only rarely a method. `Encoder`
-(`evocompress.models.families.encoder`) is the base of those that are no decoders.
+another family overrides the attributes, and only rarely a method.
 """
 
 from __future__ import annotations

@@ -1,33 +1,13 @@
-"""The interface for models that are no decoders: attention in both directions, and no cache."""
+"""What models that are no decoders make of a sequence: an embedding, or classes' logits."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
-from evocompress.core.widths import Widths
-from evocompress.models.families.base import Family
-from evocompress.models.families.branches import Attributes, SubLayerName
 from evocompress.models.tasks import Pooling, pooled
-
-
-class Encoder(Family):
-    """Every token sees all others; a sequence has one output, whatever its length."""
-
-    norm_path = ""
-    two_way = True
-
-    def narrowing(self, block: nn.Module, sublayer: SubLayerName, widths: Widths) -> Attributes:
-        """Nothing: their attention takes as many heads as its matrices have."""
-        return {}
-
-    def _outer_flops(self, model: PreTrainedModel) -> int:
-        """Those of all linear modules, which must run once a sequence, as a classifier does."""
-        within = {id(module) for module in self.blocks(model).modules()}
-        outer = (module for module in model.modules() if id(module) not in within)
-        return sum(2 * module.weight.numel() for module in outer if isinstance(module, nn.Linear))
 
 
 def embedding(hidden: Tensor, pooling: Pooling) -> Tensor:

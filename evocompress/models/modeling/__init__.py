@@ -5,7 +5,6 @@ The files import only torch, transformers and each other, so that a copy works o
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from transformers import (
@@ -13,17 +12,14 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from evocompress.models.modeling import (
-    modeling_bert,
     modeling_deci,
     modeling_derived,
     modeling_resnet,
-    modeling_vit,
 )
 
 
@@ -58,44 +54,20 @@ class Classes:
         return tuple(Path(__file__).with_name(name) for name in (f"{module}.py", "layers.py"))
 
 
-AUTOS = {
-    "ForSequenceClassification": AutoModelForSequenceClassification,
-    "ForImageClassification": AutoModelForImageClassification,
-}
-"""Of a head by what its class is called; the others' is that of causal language models."""
-
-
-def _classes(module: ModuleType, stem: str, head: str = "") -> Classes:
-    """The classes of a modeling file by their names; without a head those of a body alone."""
-    config, body = (getattr(module, f"Evocompress{stem}{end}") for end in ("Config", "Model"))
-    if not head:
-        return Classes(config, body, body, AutoModel)
-    auto = next((auto for part, auto in AUTOS.items() if part in head), AutoModelForCausalLM)
-    return Classes(config, body, getattr(module, f"Evocompress{head}"), auto)
-
-
 DECI = Classes(
     modeling_deci.DeciLMConfig, modeling_deci.DeciLMModel, modeling_deci.DeciLMForCausalLM
 )
 """Of the format ``deci``, for every family that it can hold."""
 
 CLASSES: dict[str, Classes] = {
-    "bert": _classes(modeling_bert, "Bert"),
-    "bert-classifier": _classes(modeling_bert, "Bert", "BertForSequenceClassification"),
-    "roberta": _classes(modeling_bert, "Roberta"),
-    "roberta-classifier": _classes(modeling_bert, "Roberta", "RobertaForSequenceClassification"),
-    "xlm-roberta": _classes(modeling_bert, "XLMRoberta"),
-    "xlm-roberta-classifier": _classes(
-        modeling_bert, "XLMRoberta", "XLMRobertaForSequenceClassification"
+    "resnet": Classes(
+        modeling_resnet.EvocompressResNetConfig,
+        modeling_resnet.EvocompressResNetModel,
+        modeling_resnet.EvocompressResNetForImageClassification,
+        AutoModelForImageClassification,
     ),
-    "vit": _classes(modeling_vit, "ViT", "ViTForImageClassification"),
-    "deit": _classes(modeling_vit, "DeiT", "DeiTForImageClassification"),
-    "deit-distilled": _classes(
-        modeling_vit, "DistilledDeiT", "DeiTForImageClassificationWithTeacher"
-    ),
-    "resnet": _classes(modeling_resnet, "ResNet", "ResNetForImageClassification"),
 }
-"""By the names of `evocompress.models.families.FAMILIES`."""
+"""Of each model type that has a modeling file of its own."""
 
 
 def derived_classes(dense: type[PreTrainedModel]) -> Classes | None:
@@ -107,9 +79,9 @@ def derived_classes(dense: type[PreTrainedModel]) -> Classes | None:
     config: Any = dense.config_class
     if config not in AutoModel._model_mapping:
         return None
-    body = modeling_derived.model_class(AutoModel, config)
+    body = modeling_derived.model_classes(AutoModel, config)[0]
     for auto in modeling_derived.AUTOS:
-        if modeling_derived.model_class(auto, config) is dense:
+        if dense in modeling_derived.model_classes(auto, config):
             made = modeling_derived.made
             return Classes(made(config), made(body), made(dense), auto)
     return None

@@ -1,16 +1,13 @@
-"""Blocks that each have their own widths, for any family. Ships inside checkpoints.
+"""What modeling files share, of blocks that each have their own form. Ships inside checkpoints.
 
 ``config.per_layer_config[i]`` says how block i differs from the others: ``skip`` names the
 sub-layers that it does not have, ``num_attention_heads``, ``num_key_value_heads`` and
 ``intermediate_size`` are its own, and ``bias`` names the sub-layers whose output matrix has a
-bias although the family's has none. The family's own block runs unchanged; a sub-layer with
-its own width is the family's too, and what belongs to a missing one is replaced by modules
-without weights that add nothing to the residual stream.
+bias although the class gives it none.
 """
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -26,12 +23,6 @@ if not hasattr(PreTrainedConfig, "per_layer_config"):
 
 REFUSING: Any = next(base for base in PreTrainedConfig.__mro__ if "per_layer_config" in vars(base))
 """The base of configs that does not let a setting be read that layers override."""
-
-WIDTHS = {
-    "attention": ("num_attention_heads", "num_key_value_heads"),
-    "mlp": ("intermediate_size",),
-}
-"""The settings that a layer may have on its own, by sub-layer."""
 
 
 class NoMLP(nn.Module):
@@ -263,100 +254,17 @@ class LayerConfig:
         return getattr(self._config, name)
 
 
-Rebuild = Callable[[Any, LayerConfig, int], None]
-"""Gives, in place, a sub-layer of a block the width that the config of its layer says."""
-
-
-def rebuild_mlp(block: Any, config: LayerConfig, layer: int) -> None:
-    """A new ``mlp`` of the same class."""
-    block.mlp = type(block.mlp)(config)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Where a family's block holds its sub-layers, by ``attention`` and ``mlp``.
-
-    Attributes:
-        stand_ins: {module path within the block: what replaces it where the sub-layer is missing}.
-        outputs: Module path of the matrix that writes to the residual stream.
-        rebuild: What gives a sub-layer another width.
-        blocks: Module path of the list of blocks within the body.
-    """
-
-    stand_ins: Mapping[str, Mapping[str, type[nn.Module]]]
-    outputs: Mapping[str, str]
-    rebuild: Mapping[str, Rebuild]
-    blocks: str = "layers"
-
-
 class PerLayerConfig:
-    """Mixin for a family's config whose layers differ.
+    """Mixin for a model's config whose layers differ."""
 
-    Attributes:
-        parts: Where the family's blocks hold their sub-layers.
-    """
-
-    parts: ClassVar[Parts]
     skip: ClassVar[Sequence[str]] = ()
     bias: ClassVar[Sequence[str]] = ()
     before: ClassVar[Sequence[Mapping[str, Any]]] = ()
     after: ClassVar[Sequence[Mapping[str, Any]]] = ()
 
     def __getattribute__(self, name: str) -> Any:
-        # transformers refuses to read a setting that layers override; but the family's own
+        # transformers refuses to read a setting that layers override; but the class's own
         # checks and constructors read it, and here it is what every other layer has. Only `super`
         # is something that torch.compile follows into a graph.
         names = super(REFUSING, self).__getattribute__("attribute_map")
         return super(REFUSING, self).__getattribute__(names.get(name, name))
-
-    @property
-    def kv_sharing_modes(self) -> list[str | None]:
-        """``"reuse"`` for a layer without attention: transformers gives it no cache slot.
-
-        Unlike a mark in ``layer_types`` this leaves the masks and rotary embeddings alone
-        that Qwen and Gemma choose by layer type.
-        """
-        layers: Sequence[PerLayerConfig] = self.per_layer_config
-        return ["reuse" if "attention" in layer.skip else None for layer in layers]
-
-
-class UnevenModel:
-    """Mixin for a family's model, or its body alone, whose layers differ as its config says."""
-
-    def __init__(self, config: PreTrainedConfig, **settings: Any) -> None:
-        super().__init__(config, **settings)  # type: ignore[call-arg]
-        whole: Any = self
-        blocks = whole.base_model.get_submodule(config.parts.blocks)
-        shape_layers(blocks, config)
-
-
-def shape_layers(blocks: nn.ModuleList, config: PreTrainedConfig) -> None:
-    """Give each block, in place, the sub-layers and widths that the config says."""
-    parts: Parts = config.parts
-    for layer, block in enumerate(blocks):
-        own = config.per_layer_config[layer]
-        for sublayer, names in WIDTHS.items():
-            if sublayer in own.skip:
-                for path, stand_in in parts.stand_ins[sublayer].items():
-                    block.set_submodule(path, stand_in(layer))
-            else:
-                widths = {name: getattr(own, name) for name in names if hasattr(own, name)}
-                shape(block, sublayer, config, layer, parts, widths, bias=sublayer in own.bias)
-
-
-def shape(
-    block: nn.Module,
-    sublayer: str,
-    config: PreTrainedConfig,
-    layer: int,
-    parts: Parts,
-    widths: Mapping[str, Any],
-    *,
-    bias: bool,
-) -> None:
-    """Give a sub-layer of a block, in place, other widths, and its output matrix a bias."""
-    if any(width != getattr(config, name, None) for name, width in widths.items()):
-        parts.rebuild[sublayer](block, LayerConfig(config, widths), layer)
-    if bias:
-        output: Any = block.get_submodule(parts.outputs[sublayer])
-        output.bias = nn.Parameter(output.weight.new_zeros(output.out_features))

@@ -374,10 +374,10 @@ class EvocompressDerivedConfig(PreTrainedConfig):
         return made(getattr(dense, "config_class", dense)).from_dict(config_dict, **settings)
 
 
-def model_class(auto: Any, config: type) -> Any:
-    """The class that a class of transformers makes of models of a config, the first if several."""
-    found = auto._model_mapping.get(config, None)
-    return found[0] if isinstance(found, tuple) else found
+def model_classes(auto: Any, config: type) -> tuple[Any, ...]:
+    """The classes of models of a config that a class of transformers makes, perhaps none."""
+    found = auto._model_mapping.get(config, ())
+    return found if isinstance(found, tuple) else (found,)
 
 
 def made(dense: type) -> Any:
@@ -401,11 +401,12 @@ def __getattr__(name: str) -> Any:
     )
     strict(own)
     for auto in reversed(AUTOS):
-        model = model_class(auto, dense)
-        if getattr(model, "config_class", None) is dense:
-            model = made(model)
+        every = model_classes(auto, dense)
+        models = tuple(made(one) for one in every if getattr(one, "config_class", None) is dense)
+        for model in models:
             model.register_for_auto_class(auto)
-            auto.register(own, model, exist_ok=True)
+        if models:  # of several it is told by ``architectures`` which one it is
+            auto.register(own, models if len(models) > 1 else models[0], exist_ok=True)
     return own
 
 

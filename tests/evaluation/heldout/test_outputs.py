@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from evocompress.evaluation.heldout import measure_latency, output_quality
 from evocompress.models.dummy_inputs import random_batch
-from evocompress.models.families import FAMILIES
+from evocompress.models.families import family_of
 from evocompress.testing.probes import answer
 from evocompress.testing.tiny import declared, tiny_model
 
@@ -42,7 +42,8 @@ def test_classes_are_compared_one_by_one(name: str) -> None:
 
 
 def test_embeddings_are_compared_by_themselves_and_by_their_similarities() -> None:
-    family, (dense, other) = FAMILIES["bert"], pair("bert")
+    dense, other = pair("bert")
+    family = family_of(dense)
     batch = random_batch(family.task, dense, 6, 12)
     one, two = (answer(family, model, batch).double() for model in (dense, other))
     found = output_quality(family.task, dense, {"dense": dense, "other": other}, batch, batch=6)
@@ -61,7 +62,8 @@ def test_embeddings_are_compared_by_themselves_and_by_their_similarities() -> No
 
 
 def test_two_sequences_have_no_ranks() -> None:
-    family, (dense, other) = FAMILIES["bert"], pair("bert")
+    dense, other = pair("bert")
+    family = family_of(dense)
     batch = random_batch(family.task, dense, 2, 12)
     assert output_quality(family.task, dense, {"a": other}, batch)["a"]["spearman"] is None
 

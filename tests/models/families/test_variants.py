@@ -68,8 +68,8 @@ def test_variants_of_opt_are_derived_as_they_are(
 @pytest.mark.parametrize(
     ("model_type", "architecture", "classes"),
     [
-        ("bert", "BertForMaskedLM", "BertModel or BertForSequenceClassification "),
-        ("vit", "ViTModel", "ViTForImageClassification "),
+        ("bert", "BertForMaskedLM", "BertLMHeadModel or BertModel or BertForSequenceClass"),
+        ("vit", "ViTForMaskedImageModeling", "ViTModel or ViTForImageClassification "),
         ("llama", "LlamaForTokenClassification", "LlamaForCausalLM"),
         ("llama", "LlamaForRewardModel", "LlamaForCausalLM"),
         ("gpt2", "GPT2DoubleHeadsModel", "GPT2LMHeadModel"),
@@ -83,7 +83,14 @@ def test_other_classes_of_a_type_are_refused(
     message = f"class {architecture} are not supported: .* only those of class {classes}"
     with pytest.raises(ModelError, match=message):
         family_named(model_type, [architecture])
-    assert family_named(model_type).model_type == model_type
+
+
+def test_a_config_without_a_class_is_a_decoders() -> None:
+    for name in ("llama", "gpt2", "mixtral"):
+        assert family_named(name).task is CAUSAL
+    for name, first in (("bert", "BertLMHeadModel"), ("vit", "ViTForImageClassification")):
+        with pytest.raises(ModelError, match=f"names no class in architectures.* add {first}"):
+            family_named(name)
 
 
 def test_every_family_serves_the_class_of_its_models() -> None:
@@ -113,7 +120,7 @@ def test_a_language_model_that_sees_what_comes_is_refused(
 
 
 def test_an_unknown_type_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="'siglip_text_model' are not supported; supported: bert"):
+    with pytest.raises(ModelError, match="text_model' are not supported; supported: resnet"):
         family_named("siglip_text_model", ["SiglipTextModel"])
         family_named("siglip_text_model", ["SiglipTextModel"])
 

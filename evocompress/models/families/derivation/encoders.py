@@ -41,8 +41,6 @@ from evocompress.models.tasks import EMBEDDINGS, SCORES, Task
 WINDOW = 3
 """Tokens of the windows of a tiny model by which it is seen what they mean."""
 
-"""Operations of matrices and convolutions, which are what is counted outside the blocks."""
-
 LENGTHS = (8, 16)
 """Tokens of the texts by which it is seen what a model computes outside its blocks."""
 

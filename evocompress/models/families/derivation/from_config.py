@@ -14,6 +14,7 @@ from evocompress.models.families.derivation.derived import (
     derived_or_reason,
 )
 from evocompress.models.families.derivation.purpose import tasks_of
+from evocompress.models.modeling.modeling_derived import model_classes
 from evocompress.models.tasks import CAUSAL, EMBEDDINGS, Task, language_task
 
 
@@ -90,6 +91,7 @@ def class_for(config: PreTrainedConfig, task: Task) -> type[PreTrainedModel]:
             if task.causal
             else f"transformers has no class for {task.name} of type {config.model_type!r}"
         )
-    found: Any = classes[type(config)]
-    cls: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
-    return cls
+    several = model_classes(task.auto, type(config))
+    serving = (cls for cls in several if cls.__name__.endswith(task.ending))
+    found: type[PreTrainedModel] = next(serving, several[0])
+    return found
