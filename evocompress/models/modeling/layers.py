@@ -95,7 +95,7 @@ def gating(fused: Any) -> Gating:
         return partial(_activated, fused.act_fn)
     without_weights = copy.copy(fused)
     without_weights._parameters = {}
-    return partial(_by_method, without_weights, fused.is_concatenated)
+    return partial(_by_method, without_weights, getattr(fused, "is_concatenated", True))
 
 
 def _alone(act_fn: nn.Module, up: torch.Tensor) -> torch.Tensor:

@@ -22,12 +22,13 @@ STORED = {
     "gpt_oss": "in by out, gate and up projection in turns, with biases",
     "nemotron_h": "without a gate",
     "dbrx": "one below the other, the last projection in by out",
+    "step3p7": "with an activation of its own, in a class that does not say how rows lie",
 }
 
 
 def tiny(name: str) -> Any:
     config = default_config(name)
-    return random_model(language_class(config), shrunk(config, 2))
+    return random_model(language_class(config), shrunk(config, 4))
 
 
 def fused_experts(model: Any) -> Any:
@@ -80,6 +81,13 @@ def test_a_router_that_ranks_groups_keeps_what_it_has_of_dropped_experts() -> No
 def test_one_without_groups_chooses_among_fewer() -> None:
     found = mixture("deepseek_v3", first_k_dense_replace=1, n_group=1, topk_group=1)
     assert found.droppable and not found.whole_router and found.groups == (1, 1)
+
+
+def test_a_class_need_not_say_how_rows_of_gate_and_up_projection_lie() -> None:
+    config = default_config("step3p7")
+    found = derive(language_class(config), config)
+    assert found.mixture is not None and found.mixture.droppable
+    assert (found.mixture.count, found.limits) == (288, [])
 
 
 def test_groups_without_a_bias_for_each_expert_keep_all() -> None:
