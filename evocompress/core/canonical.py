@@ -114,7 +114,7 @@ def _too_few(unit: Unit, experts: Sequence[Unit], kept: int) -> str:
     else:
         why = (
             f"would keep {kept} of the {len(experts)} experts from '{experts[0].name}' on, but its "
-            f"router chooses groups of as many first, and needs {unit.least} in each"
+            f"router chooses groups of experts first, and needs {unit.least} in each"
         )
     return f"unit '{unit.name}' {why}: drop fewer of them, or the whole MLP"
 

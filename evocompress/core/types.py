@@ -53,8 +53,10 @@ class Unit:
         bias: Whether the matrix has a bias.
         active: Of an MLP that is a mixture of experts, how many of them each token uses, and so
             the fewest that it can have; 0 otherwise.
-        groups: Of such an MLP the groups that its router splits the experts into, as many in each.
+        groups: Of such an MLP the groups that its router splits the experts into, as many in each
+            before any are dropped.
         chosen_groups: From how many of them the experts of a token are.
+        group: Of an expert the one that it is in, from 0.
         positions: How often the matrix is applied to a sequence, where that is not once a token: a
             convolution, whose matrix is (out, in times kernel), is at each place of an image.
         patch: Columns of a channel: 1, or what the kernel of a convolution reads of it.
@@ -89,6 +91,7 @@ class Unit:
     attends: bool = True
     groups: int = 1
     chosen_groups: int = 1
+    group: int = 0
     shares: str = ""
 
     @property
@@ -318,8 +321,8 @@ class Architecture:
         token_flops: Operations of a token outside the sub-layers, but for the head's.
         uncounted: Module path of something that computes more than is counted; empty if nothing.
         tokens: Of every sequence, where they all have as many: an image's.
-        experts: Of each block's MLP, where it is a mixture of experts; `channels` is then the
-            width of one. 0 otherwise.
+        experts: Of each block's MLP, where it is a mixture of experts, and where blocks differ the
+            mean; `channels` is then the width of one. 0 otherwise.
         active_experts: How many of them each token uses.
         expert_params: Parameters of the router that go with an expert, and those of them that each
             token is multiplied with.

@@ -45,9 +45,10 @@ class UnitTree(tuple[Unit, ...]):
 
     def groups(self, name: str) -> tuple[tuple[Unit, ...], ...]:
         """The experts of a mixture in the groups that its router splits them into."""
-        every = self.experts[name]
-        size = len(every) // self.by_name[name].groups
-        return tuple(every[start : start + size] for start in range(0, len(every), size))
+        found: dict[int, list[Unit]] = {}
+        for expert in self.experts[name]:
+            found.setdefault(expert.group, []).append(expert)
+        return tuple(map(tuple, found.values()))
 
     def below(self, name: str) -> tuple[Unit, ...]:
         """All that a unit encloses, at any depth, in the order of the tree."""

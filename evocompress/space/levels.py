@@ -54,7 +54,7 @@ def _tight_mixtures(units: Sequence[Unit]) -> set[str]:
     """The MLPs whose experts are all needed, because each token uses as many."""
     tree = UnitTree(units)
     mixtures = (tree.by_name[name] for name in tree.experts)
-    return {m.name for m in mixtures if len(tree.experts[m.name]) <= m.groups * m.least}
+    return {m.name for m in mixtures if all(len(g) <= m.least for g in tree.groups(m.name))}
 
 
 def width_levels(

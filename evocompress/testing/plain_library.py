@@ -11,7 +11,7 @@ from torch import Tensor
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import DENSE, Level, Unit
 from evocompress.core.widths import axis_lengths
-from evocompress.models.families.base import matrices_of
+from evocompress.models.families.base import block_matrices
 from evocompress.models.families.coupling import Kept, index_of
 from evocompress.models.loading import LoadedModel
 
@@ -38,8 +38,8 @@ class PlainLibrary:
         self._inner = any("inner" in matrix.columns for matrix in family.matrices)
         self._kernels = {
             f"{family.block_names[block]}.{matrix.path}": matrix.kernel
-            for block in range(len(self._architecture.channels))
-            for matrix in matrices_of(family)
+            for block, own in enumerate(block_matrices(family, model))
+            for matrix in own
         }
 
     def load(self, unit: str, level: Level, width: Level = DENSE) -> dict[str, Tensor]:

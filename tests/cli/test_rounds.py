@@ -49,6 +49,22 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in found}
 
 
+def test_rounds_drop_experts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "model", "mixtral")
+    space = {"drop": {"units": ["expert"], "protect": []}, "budget": {"body_params": 0.75}}
+    assert call(monkeypatch, "rounds", run_file(tmp_path, space)) == 0
+    folder = tmp_path / "runs" / "twice"
+    checkpoints = [folder / f"round-{number}/heal/checkpoint" for number in (1, 2)]
+    counts = [experts_of(one) for one in (tmp_path / "model", *checkpoints)]
+    assert counts[0] > counts[1] > counts[2]
+
+
+def experts_of(folder: Path) -> int:
+    """How many experts a model has."""
+    model = load(str(folder))
+    return sum(unit.kind == "expert" for unit in model.family.units(model.model))
+
+
 @pytest.mark.parametrize("space", [WIDTHS, ZEROS], ids=["widths", "zeros"])
 def test_each_round_cuts_a_part_of_what_the_one_before_healed(
     monkeypatch: pytest.MonkeyPatch, home: Path, space: dict[str, Any]
@@ -123,12 +139,12 @@ def test_what_does_not_go_is_told_before_anything_is_made(
     assert not (home / "runs").exists()
 
 
-def test_a_mixture_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tiny_checkpoint(tmp_path / "model", "mixtral")
+def test_a_cnn_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "model", "resnet")
     said = str(
         call(monkeypatch, "rounds", run_file(tmp_path, {"drop": {}, "budget": {"params": 0.5}}))
     )
-    assert "'mixtral' cannot be compressed again" in said and not (tmp_path / "runs").exists()
+    assert "'resnet' cannot be compressed again" in said and not (tmp_path / "runs").exists()
 
 
 def test_a_search_makes_no_rounds(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

@@ -23,6 +23,7 @@ from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Subject
 from evocompress.export import FORMATS, choose_format, materialize, read_record
 from evocompress.export.reload import read_checkpoint
+from evocompress.export.weights import with_fused_experts
 from evocompress.models.families import family_named
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.uneven import is_compressed
@@ -338,17 +339,14 @@ def run_of(folder: Path, name: str, source: Path, **changes: Any) -> Any:
 
 def saved(loaded: LoadedModel, folder: Path) -> Path:
     assert loaded.tokenizer is not None
-    loaded.model.save_pretrained(folder)
+    with_fused_experts(loaded.model).save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["llama", "olmo2"])
+@pytest.mark.parametrize("kind", ["llama", "olmo2", "mixtral"])
 def test_two_rounds_end_to_end(kind: str, tmp_path: Path) -> None:
-    """Searched, written, healed; searched again, written, healed, evaluated and reported.
-
-    One type has a family of its own, the other's is derived.
-    """
+    """Searched, written, healed; searched again, written, healed, evaluated and reported."""
     source = saved(windowless(kind, layers=3), tmp_path / "tiny")
     first = api.search(run_of(tmp_path, "first", source))
     api.materialize(first, form="hf")

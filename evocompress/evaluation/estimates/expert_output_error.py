@@ -78,9 +78,8 @@ class _Measured:
         """What the mixture makes of tokens (n, H) without an expert; no hooks are run."""
         mixed = self.mixed
         left = [i for i in range(len(mixed.indices)) if i != number]
-        attributes = mixed.mixture.routing(mixed.block, [mixed.numbers[i] for i in left])
-        attributes[f"{mixed.mixture.mlp}.experts", "kept"] = tuple(mixed.indices[i] for i in left)
-        former, routed, chosen = put_attributes(mixed.block, attributes), self._routed, self._chosen
+        former = put_attributes(mixed.block, mixed.routing(left))
+        routed, chosen = self._routed, self._chosen
         try:
             result = module.forward(tokens[None])
         finally:

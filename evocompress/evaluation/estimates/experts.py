@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DROP, Candidate
+from evocompress.models.families.branches import Attributes
 from evocompress.models.families.mixture import Mixture
 
 
@@ -66,7 +67,21 @@ class Mixed:
     @property
     def numbers(self) -> Sequence[int]:
         """How the router numbers the experts that are left."""
-        return self.indices if self.mixture.whole_router else range(len(self.indices))
+        if self.mixture.whole_router:
+            return list(map(self.mixture.number, self.indices))
+        return range(len(self.indices))
+
+    def routing(self, left: Sequence[int]) -> Attributes:
+        """What to set in the block so that some of the experts that are left are alone.
+
+        Args:
+            left: Which, counted from the first one that is left.
+        """
+        own = [self.indices[i] for i in left]
+        # A router that keeps what it has of all knows the indices, others have forgotten the rest.
+        attributes = self.mixture.routing(self.block, own if self.mixture.whole_router else left)
+        attributes[f"{self.mixture.mlp}.experts", "kept"] = tuple(own)
+        return attributes
 
     @property
     def router(self) -> nn.Module:

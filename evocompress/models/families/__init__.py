@@ -87,9 +87,9 @@ def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool =
     known = FAMILIES.get(name)
     if known is not None and (known.mixture is not None or isinstance(known, Convolutional)):
         raise ModelError(
-            f"this is a compressed checkpoint of type {name!r}, which cannot be compressed "
-            "again, as those of other families can: give the original model and a lower budget, "
-            "or a checkpoint of format stock, which has the model's own class"
+            f"this is a compressed checkpoint of type {name!r}, whose family knows no blocks that "
+            "differ, and so cannot be compressed again: give the original model and a lower "
+            "budget, or a checkpoint of format stock, which has the model's own class"
         )
     stock = name if known is None else known.model_type
     return _stock_family(stock, known_as, embeds)

@@ -185,6 +185,9 @@ class Family:
                     yield Unit(
                         *(f"{name}.{expert}", "expert", sublayer, index, expert),
                         droppable=self.mixture is not None and self.mixture.droppable,
+                        group=self.mixture.group(int(expert.rpartition(".")[2]))
+                        if self.mixture
+                        else 0,
                     )
                 yield Unit(
                     name=f"{name}.{matrix.path}",

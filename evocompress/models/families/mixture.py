@@ -80,6 +80,9 @@ class Mixture:
         shared_gate: Module path of the linear module whose one output weighs an expert that every
             token passes, where there is one. Like the router it is in no unit.
         row: Parameters of the router that go with an expert; 0: as many as the residual stream has.
+        members: In a compressed model whose router keeps what it has of all, how that numbers the
+            experts that are left; empty: one after the other.
+        known: Of how many experts such a router has entries; 0: of those there are.
     """
 
     mlp: str
@@ -92,6 +95,8 @@ class Mixture:
     groups: tuple[int, int] = (1, 1)
     shared_gate: str = ""
     row: int = 0
+    members: tuple[int, ...] = ()
+    known: int = 0
 
     @property
     def router(self) -> str:
@@ -116,14 +121,35 @@ class Mixture:
         """
         model.config.output_router_logits = False
         for block in blocks:
-            fused: Any = getattr(block.get_submodule(self.mlp), "experts", None)
-            if fused is not None and not isinstance(fused, nn.ModuleList):
-                block.set_submodule(f"{self.mlp}.experts", expert_views(fused))
+            path = f"{self.mlp}.experts"
+            held: Any = getattr(block.get_submodule(self.mlp), "experts", None)
+            if held is not None and not isinstance(held, ExpertViews):
+                split = isinstance(held, Experts)  # those of a compressed checkpoint
+                block.set_submodule(path, of_checkpoint(held) if split else expert_views(held))
 
     @property
     def whole_router(self) -> bool:
         """Whether the router keeps its numbers of experts that are gone; it never chooses them."""
         return bool(self.silencer)
+
+    def number(self, index: int) -> int:
+        """How a router that keeps what it has of all numbers an expert."""
+        return self.members[index] if self.members else index
+
+    def group(self, index: int) -> int:
+        """The group of experts that the router counts an expert to."""
+        return self.number(index) * self.groups[0] // (self.known or self.count)
+
+    def with_experts(self, count: int, members: Sequence[int]) -> Mixture:
+        """That of a block of a compressed model with as many experts.
+
+        Args:
+            count: The experts that are left.
+            members: How a router that keeps what it has of all numbers them; empty: as before.
+        """
+        if not self.whole_router:
+            return replace(self, count=count)
+        return replace(self, count=count, members=tuple(members), known=self.count)
 
     def of_unit(self) -> dict[str, Any]:
         """What the unit of an MLP says of its experts."""
@@ -133,11 +159,12 @@ class Mixture:
     def of_architecture(self, model: PreTrainedModel) -> dict[str, Any]:
         """What the cost model must know of the experts."""
         hidden = text_config(model.config).hidden_size
+        entries = self.known or self.count
         return {
             "experts": self.count,
             "active_experts": self.active,
             "expert_params": (0, 0) if self.whole_router else (self.row or hidden, hidden),
-            "gate": hidden * (bool(self.shared_gate) + self.count * self.whole_router),
+            "gate": hidden * (bool(self.shared_gate) + entries * self.whole_router),
         }
 
     def expanded(self, matrices: Sequence[Matrix]) -> tuple[Matrix, ...]:
@@ -157,12 +184,12 @@ class Mixture:
         if self.silencer:
             owner, _, name = self.silencer.rpartition(".")
             tensor = tensor_of(block, self.silencer)
-            values = torch.full_like(tensor, FAR)
-            values[list(kept)] = tensor.detach()[list(kept)]
+            values, numbers = torch.full_like(tensor, FAR), list(map(self.number, kept))
+            values[numbers] = tensor.detach()[numbers]
             return {
                 (owner, name): _like(tensor, values),
                 (experts, "kept"): tuple(kept),
-                (experts, "numbers"): tuple(kept),
+                (experts, "numbers"): tuple(numbers),
             }
         found: Attributes = {place: len(kept) for place in self.numbers}
         for path in self.entries:
@@ -215,6 +242,19 @@ def expert_views(fused: Any) -> ExpertViews:
         )
         for index in range(len(whole["down"][0]))
     )
+
+
+def mean_count(mixtures: Iterable[Mixture | None]) -> int:
+    """How many experts the MLPs of some blocks have on average; 0 where none is a mixture."""
+    counts = [mixture.count for mixture in mixtures if mixture is not None]
+    return round(sum(counts) / max(1, len(counts)))
+
+
+def of_checkpoint(experts: Experts) -> ExpertViews:
+    """The experts of a layer of a compressed checkpoint, which have matrices of their own."""
+    found = ExpertViews(experts.each())
+    found.numbers = experts.numbers
+    return found
 
 
 STORED: Mapping[str, tuple[str, ...]] = {

@@ -75,7 +75,7 @@ def check_schedule(config: RunConfig) -> None:
         raise ConfigError(f"rounds: {wrong}")
     model = config.model
     family = outline(model.source, model.dtype, trust_remote_code=model.trust_remote_code).family
-    if family.mixture is not None or isinstance(family, Convolutional):
+    if isinstance(family, Convolutional):
         raise ConfigError(
             f"rounds: a compressed checkpoint of type {family.model_type!r} cannot be compressed "
             "again: search once, with the whole budget"

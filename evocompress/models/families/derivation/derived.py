@@ -24,6 +24,7 @@ from evocompress.models.families.derivation.ending import (
     logit_keys,
     norm_path,
 )
+from evocompress.models.families.derivation.experts_left import with_experts_left
 from evocompress.models.families.derivation.family import Derived, ToBeDerived
 from evocompress.models.families.derivation.handing import (
     argument_of,
@@ -56,7 +57,6 @@ from evocompress.models.families.uneven import (
     dense_class,
     dense_config,
     head_shape,
-    is_compressed,
     text_config,
 )
 from evocompress.models.tasks import Task
@@ -79,20 +79,14 @@ def derived(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     Raises:
         ModelError: It cannot be derived; the message says which part is the reason.
     """
-    again = is_compressed(config.model_type)
-    cls, config = dense_class(cls), dense_config(config)
-    found = derived_or_reason(cls, config)
+    dense = dense_config(config)
+    found = derived_or_reason(dense_class(cls), dense)
     if isinstance(found, str):
         raise ModelError(
-            f"models of type {config.model_type!r} have no family of their own, and none can be "
+            f"models of type {dense.model_type!r} have no family of their own, and none can be "
             f"derived: {found} (docs/families.md says what blocks must be like)"
         )
-    if again and found.mixture is not None:
-        raise ModelError(
-            f"this is a compressed checkpoint of a mixture of experts ({config.model_type}), "
-            "which cannot be compressed again: give the original model and a lower budget"
-        )
-    return found
+    return with_experts_left(found, config)
 
 
 def derived_or_reason(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived | str:

@@ -30,6 +30,7 @@ from evocompress.models.families.derivation.stream import LINEAR
 from evocompress.models.families.encoder import embedding
 from evocompress.models.families.handed import Handed, unread, why_blocks_stay
 from evocompress.models.families.logits import LogitKeys
+from evocompress.models.families.mixture import mean_count
 from evocompress.models.families.retasked import with_task
 from evocompress.models.families.shapes import matrix_shape
 from evocompress.models.families.uneven import (
@@ -258,6 +259,7 @@ class Derived(Family):
             uncounted=next(filter(None, map(self._uncounted, range(len(self.order)))), ""),
             beside=tuple(beside) if any(beside) else (),
             shared=sum(common.values()),
+            experts=mean_count(self.at(index).mixture for index in range(len(self.order))),
         )
 
     def _beside(self, model: PreTrainedModel, index: int) -> Beside | None:
