@@ -10,6 +10,7 @@ from test_second_round import REFUSED, write_first
 
 from evocompress.core.errors import ModelError
 from evocompress.models.loading import load
+from evocompress.models.modeling import CLASSES
 from evocompress.pipeline.planning.outline import outline
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
@@ -19,7 +20,8 @@ def test_families_of_other_layers_are_refused_by_name(name: str, tmp_path: Path)
     folder = tiny_checkpoint(tmp_path / name, "llama")
     config = json.loads((folder / "config.json").read_text())
     kind = f"evocompress_{name}"
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+    own = {"model_type": kind, "architectures": [CLASSES[name].head.__name__]}
+    (folder / "config.json").write_text(json.dumps(config | own))
     for read in (load, outline):
         with pytest.raises(ModelError, match=f"compressed checkpoint of type '{name}', whose"):
             read(str(folder))
