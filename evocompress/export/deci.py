@@ -53,7 +53,7 @@ class Deci(Pretrained):
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """A model with other blocks than Llama's, or a first layer without attention."""
         return (
-            unlike_llama(loaded)
+            unlike_llama(loaded, loaded.family.model_type)
             or ModelingFile().obstacle(loaded, candidate)
             or first_without_attention(layout(loaded, candidate), "vLLM's DeciLM class")
         )

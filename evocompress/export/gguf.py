@@ -24,6 +24,7 @@ from evocompress.export.gguf_architectures import (
     WRITABLE,
     architecture_of,
 )
+from evocompress.export.gguf_language import has_other_parts, language_type
 from evocompress.export.gguf_measure import gguf_costs
 from evocompress.export.gguf_obstacles import alike_obstacle, uneven_obstacle
 from evocompress.export.gguf_tokenizer import tokenizer_obstacle
@@ -34,6 +35,7 @@ from evocompress.export.modeling_file import derived_config, known_classes
 from evocompress.export.running import Programs, Running
 from evocompress.export.stock import Stock
 from evocompress.export.weights import StateDict, assemble, renumbered
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
 LOADING = """from llama_cpp import Llama  # or in the folder: llama-cli -m model.gguf
@@ -44,6 +46,12 @@ NOTE = (
     "Format `gguf`: llama.cpp's architecture `{name}`. Where a block has an attention and no MLP, "
     "there is an MLP of 32 channels that are all zeros, because llama.cpp needs one; `params` "
     "counts it."
+)
+
+NOTE_PARTS = (
+    "Format `gguf` holds the language model alone. What sees images or hears sounds, and its "
+    "projector, llama.cpp reads from a second file (`mmproj`), which its own converter makes of "
+    "the dense model."
 )
 
 NOTE_FUSED = " Where it has an MLP alone, there is likewise an attention of one head of zeros."
@@ -78,15 +86,10 @@ class Gguf:
         return obstacle(loaded, candidate) or tokenizer_obstacle(loaded)
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
-        """What the architecture is, and what is added."""
-        if not _is_uneven(loaded, candidate):
-            return ""
-        found = architecture_of(loaded, alike=False)
-        if found.differing:
-            return ""
-        text = NOTE.format(name=found.name) + (NOTE_FUSED if found.fused or found.own else "")
-        multiplied = found.borrowed and has_multipliers(loaded.model.config)
-        return text + (NOTE_MULTIPLIED if multiplied else "")
+        """What the architecture is, what is added, and which parts of the model are not there."""
+        own = _note_of_architecture(loaded, candidate)
+        parts = NOTE_PARTS if has_other_parts(loaded.model) else ""
+        return " ".join(filter(None, (parts, own)))
 
     def check_weights(self, loaded: LoadedModel, candidate: Candidate, weights: str) -> None:
         """Refuse widths that the type of weights cannot be cut into blocks of."""
@@ -133,7 +136,19 @@ class Gguf:
 
 def _is_uneven(loaded: LoadedModel, candidate: Candidate) -> bool:
     """Whether a candidate is written as an architecture whose layers may differ."""
-    name = loaded.family.model_type
+    name = language_type(loaded)
     if name not in UNEVEN:
         return False
     return name not in ARCHITECTURES or alike_obstacle(loaded, candidate) is not None
+
+
+def _note_of_architecture(loaded: LoadedModel, candidate: Candidate) -> str:
+    """What an architecture whose layers may differ adds."""
+    if not _is_uneven(loaded, candidate):
+        return ""
+    found = architecture_of(loaded, alike=False)
+    if found.differing:
+        return ""
+    text = NOTE.format(name=found.name) + (NOTE_FUSED if found.fused or found.own else "")
+    multiplied = found.borrowed and has_multipliers(text_config(loaded.model.config))
+    return text + (NOTE_MULTIPLIED if multiplied else "")

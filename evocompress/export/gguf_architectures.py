@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
+from evocompress.export.gguf_language import language_type
 from evocompress.export.llama_like import LLAMA_LIKE
 from evocompress.models.families import SubLayerName
 from evocompress.models.loading import LoadedModel
@@ -165,6 +166,8 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "qwen3_5_moe_text": LlamaCpp("qwen35moe", periodic=True),
     "qwen3_5_text": LlamaCpp("qwen35", periodic=True),
     "qwen3_next": LlamaCpp("qwen3next", periodic=True, settings={"norm_topk_prob": True}),
+    "qwen3_vl_moe_text": LlamaCpp("qwen3vlmoe"),
+    "qwen3_vl_text": LlamaCpp("qwen3vl"),
     "qwen3_moe": LlamaCpp("qwen3moe", settings={"norm_topk_prob": True}),
     "seed_oss": LlamaCpp("seed_oss"),
     "smollm3": LlamaCpp("smollm3", neighbours=True, unrotated=4),
@@ -199,7 +202,7 @@ WRITABLE = tuple(dict.fromkeys((*UNEVEN, *ARCHITECTURES)))
 
 def architecture_of(loaded: LoadedModel, *, alike: bool) -> LlamaCpp:
     """The architecture that a model is written as, whose layers may differ or are `alike`."""
-    found = (ARCHITECTURES if alike else UNEVEN)[loaded.family.model_type]
+    found = (ARCHITECTURES if alike else UNEVEN)[language_type(loaded)]
     if loaded.family.mixture is None or not found.mixed:
         return found
     return replace(found, name=found.mixed, differing=("attention",))

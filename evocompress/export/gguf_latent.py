@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from evocompress.export.layout import Layout
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
 LITE = 26, 27
@@ -56,7 +57,7 @@ def add_latent(writer: Any, config: Any, tensors: Mapping[str, Tensor]) -> None:
 
 def latent_obstacle(loaded: LoadedModel, left: Layout) -> str | None:
     """The obstacle of a number of layers by which llama.cpp takes queries to be made otherwise."""
-    config = loaded.model.config
+    config = text_config(loaded.model.config)
     if not is_latent(config):
         return None
     layers = len(left.kept)

@@ -13,12 +13,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.export.gguf_architectures import LlamaCpp
+from evocompress.export.gguf_language import language_body, language_tensors
 from evocompress.export.gguf_latent import add_latent, is_latent
 from evocompress.export.gguf_mixers import add_mixers, layers_with_mixers
 from evocompress.export.gguf_rotary import frequencies, rotary_kinds, scaling_of
 from evocompress.export.gguf_tensors import ROPE_FACTORS
 from evocompress.export.gguf_uneven import head_sizes, residual_scale
+from evocompress.models.families import Family
 from evocompress.models.families.base import final_norm
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
 FACTORS = {
@@ -50,6 +53,9 @@ OFF = {"final_logit_softcapping": 0.0, "clip_qkv": 0.0}
 BETAS = 32.0, 1.0
 """Between how many turns YaRN goes over from the one frequency to the other, if not told."""
 
+DEEPSTACK = "deepstack_visual_indexes"
+"""Of which layers of a vision tower the first blocks get a part each, behind that of the input."""
+
 QUERIES = "llama_4_scaling_beta"
 """By how much queries grow with every original context before them."""
 
@@ -73,7 +79,7 @@ def add_metadata(
     """Adds what llama.cpp must know of an architecture beside the tokenizer."""
     import gguf
 
-    config: Any = model.config
+    config = text_config(model.config)
     architecture = loaded.family.architecture(loaded.model)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(Path(loaded.source).name)
@@ -94,6 +100,9 @@ def add_metadata(
         applies &= key not in GROUPS or getattr(config, "topk_method", "") != "greedy"
         if value is not None and applies and not found.borrowed:
             getattr(writer, f"add_{key}")(value)
+    vision = getattr(loaded.model.config, "vision_config", None)
+    if levels := getattr(vision, DEEPSTACK, None):
+        writer.add_num_deepstack_layers(len(levels))
     sizes = head_sizes(loaded, config)
     if is_latent(config):
         add_latent(writer, config, tensors)
@@ -102,8 +111,8 @@ def add_metadata(
     _add_sizes(writer, sizes, tensors, found)
     _add_experts(writer, loaded, tensors)
     add_mixers(writer, tensors, config)
-    _add_rotary(writer, loaded.model, tensors)
-    _add_activations(writer, model)
+    _add_rotary(writer, language_body(loaded.family, loaded.model), tensors)
+    _add_activations(writer, loaded.family, model)
     _add_windows(writer, config)
 
 
@@ -169,7 +178,7 @@ def _add_experts(writer: Any, loaded: LoadedModel, tensors: Mapping[str, Tensor]
         return
     count, _, channels = first["ffn_down_exps.weight"].shape
     writer.add_expert_count(count)
-    used = mixture.active if mixture else loaded.model.config.top_k_experts
+    used = mixture.active if mixture else text_config(loaded.model.config).top_k_experts
     writer.add_expert_used_count(used)
     writer.add_expert_feed_forward_length(channels)
     if "ffn_down_shexp.weight" in first:
@@ -220,11 +229,11 @@ def _add_rotary(writer: Any, model: PreTrainedModel, tensors: Container[str]) ->
         writer.add_float32(f"{writer.arch}.rope.freq_base_swa", base)
 
 
-def _add_activations(writer: Any, model: PreTrainedModel) -> None:
+def _add_activations(writer: Any, family: Family, model: PreTrainedModel) -> None:
     """Adds the numbers that activations of xIELU have, each in an array with one for each layer."""
-    state = model.state_dict()
+    state = [(alone, tensor) for _, alone, tensor in language_tensors(family, model)]
     for part in ("alpha_p", "alpha_n", "beta", "eps"):
-        numbers = [float(own) for name, own in state.items() if name.endswith(f".act_fn.{part}")]
+        numbers = [float(own) for name, own in state if name.endswith(f".act_fn.{part}")]
         if numbers:
             getattr(writer, f"add_xielu_{part}")(numbers)
 

@@ -11,6 +11,7 @@ from evocompress.export.gguf_architectures import (
     LlamaCpp,
     architecture_of,
 )
+from evocompress.export.gguf_language import language_body, language_type
 from evocompress.export.gguf_latent import latent_obstacle
 from evocompress.export.gguf_mixers import (
     MAMBA,
@@ -24,6 +25,7 @@ from evocompress.export.llama_like import LLAMA_LIKE, first_without_attention, u
 from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.stock import Stock, differing_obstacle
 from evocompress.models.families.shapes import attention_windows
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
 HANDING = "sliding_attention", "full_attention"
@@ -39,13 +41,15 @@ INCONSEQUENTIAL = (
 
 def alike_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
     """Why none of `ARCHITECTURES` computes a candidate, if none does."""
-    name = loaded.family.model_type
+    name = language_type(loaded)
     if name not in ARCHITECTURES:
         return f"cannot hold {name} models; 'evocompress models --formats' lists those that it can"
     found = architecture_of(loaded, alike=True)
     return (
         _model_obstacle(loaded, found)
-        or rotary_obstacle(loaded.model, factors=found.factors, mscale=found.mscale)
+        or rotary_obstacle(
+            language_body(loaded.family, loaded.model), factors=found.factors, mscale=found.mscale
+        )
         or Stock().obstacle(loaded, candidate)
         or _layers_in_order(loaded, layout(loaded, candidate), found)
         or _too_few_heads(loaded, layout(loaded, candidate), found)
@@ -57,12 +61,14 @@ def alike_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
 
 def uneven_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
     """Why the architecture of `UNEVEN` for a model's type does not compute a candidate."""
-    name, left = loaded.family.model_type, layout(loaded, candidate)
+    name, left = language_type(loaded), layout(loaded, candidate)
     found = architecture_of(loaded, alike=False)
-    model = unlike_llama(loaded) if name in LLAMA_LIKE else _model_obstacle(loaded, found)
+    model = unlike_llama(loaded, name) if name in LLAMA_LIKE else _model_obstacle(loaded, found)
     return (
         model
-        or rotary_obstacle(loaded.model, factors=found.factors, mscale=found.mscale)
+        or rotary_obstacle(
+            language_body(loaded.family, loaded.model), factors=found.factors, mscale=found.mscale
+        )
         or (_partly_rotated(loaded) if found.borrowed else None)
         or ModelingFile().obstacle(loaded, candidate)
         or _layers_in_order(loaded, left, found)
@@ -80,7 +86,7 @@ def _model_obstacle(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     if not task.causal:
         return f"cannot hold {name} models for {task.name}, only language models"
     return (
-        _other_settings(loaded, ARCHITECTURES.get(name, found))
+        _other_settings(loaded, ARCHITECTURES.get(language_type(loaded), found))
         or _norm_scale(loaded)
         or _two_widths(loaded)
         or _other_expansion(loaded)
@@ -92,7 +98,7 @@ def _model_obstacle(loaded: LoadedModel, found: LlamaCpp) -> str | None:
 def _without_place(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
     """The obstacle of what an uneven architecture has no place for."""
     lost = left.first(lambda block, sublayer: sublayer == "mlp" and sublayer in block.dropped)
-    if lost and getattr(loaded.model.config, "enable_moe_block", False):
+    if lost and getattr(text_config(loaded.model.config), "enable_moe_block", False):
         return f"cannot leave out {lost}, because llama.cpp's {found.name} wants its experts"
     if found.differing:
         return differing_obstacle(left, found.differing)
@@ -105,14 +111,17 @@ def _without_place(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | 
 def _partly_rotated(loaded: LoadedModel) -> str | None:
     """The obstacle of heads that are not rotated as a whole."""
     size = loaded.family.architecture(loaded.model).head_dim
-    if all(2 * len(own) == size for own in frequencies(loaded.model).values()):
+    if all(
+        2 * len(own) == size
+        for own in frequencies(language_body(loaded.family, loaded.model)).values()
+    ):
         return None
     return f"cannot hold this {loaded.family.model_type} model, whose heads are rotated in part"
 
 
 def _other_settings(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     """The first setting of a model that is not as it was when the architecture was tried."""
-    for name, value in _untried(loaded.model.config, found):
+    for name, value in _untried(text_config(loaded.model.config), found):
         return (
             f"cannot hold this {loaded.family.model_type} model, with whose {name} = {value!r} "
             "llama.cpp was not tried"
@@ -143,7 +152,7 @@ def _untried(config: Any, found: LlamaCpp) -> Iterator[tuple[str, Any]]:
 
 def _norm_scale(loaded: LoadedModel) -> str | None:
     """The obstacle of attention scores that are scaled by something else than the heads' width."""
-    scalar = getattr(loaded.model.config, "query_pre_attn_scalar", None)
+    scalar = getattr(text_config(loaded.model.config), "query_pre_attn_scalar", None)
     head_dim = loaded.family.architecture(loaded.model).head_dim
     if scalar is None or scalar == head_dim:
         return None
@@ -155,7 +164,7 @@ def _norm_scale(loaded: LoadedModel) -> str | None:
 
 def _keys_of_others(loaded: LoadedModel) -> str | None:
     """The obstacle of layers that read keys of other layers than llama.cpp takes for them."""
-    config = loaded.model.config
+    config = text_config(loaded.model.config)
     readers = getattr(config, "num_kv_shared_layers", 0)
     handing = config.layer_types[-readers - 2 : -readers] if readers else HANDING
     if tuple(handing) == HANDING:
@@ -168,7 +177,7 @@ def _keys_of_others(loaded: LoadedModel) -> str | None:
 
 def _two_widths(loaded: LoadedModel) -> str | None:
     """The obstacle of a delta net whose keys and values are of different widths."""
-    config = loaded.model.config
+    config = text_config(loaded.model.config)
     key, value = (getattr(config, f"linear_{name}_head_dim", 0) for name in ("key", "value"))
     if key == value:
         return None
@@ -180,7 +189,7 @@ def _two_widths(loaded: LoadedModel) -> str | None:
 
 def _other_expansion(loaded: LoadedModel) -> str | None:
     """The obstacle of a Mamba that is not twice as wide as the hidden state."""
-    config = loaded.model.config
+    config = text_config(loaded.model.config)
     if config.model_type != MAMBA or config.intermediate_size == 2 * config.hidden_size:
         return None
     return (
@@ -231,7 +240,7 @@ def _too_few_heads(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | 
 
 def _layers_in_order(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
     """The obstacle of layers whose windows or rotary embeddings llama.cpp cannot be told."""
-    config = loaded.model.config
+    config = text_config(loaded.model.config)
     name = loaded.family.model_type
     windows = attention_windows(config, config.num_hidden_layers)
     narrowest = min((window for window in windows if window), default=None)

@@ -18,11 +18,19 @@ from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.errors import ExportError
 from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp
+from evocompress.export.gguf_language import (
+    BODY,
+    has_other_parts,
+    language_body,
+    language_tensors,
+    language_type,
+)
 from evocompress.export.gguf_latent import by_heads
 from evocompress.export.gguf_mixers import apart, as_mixer
 from evocompress.export.gguf_multipliers import with_multipliers
 from evocompress.export.gguf_rotary import factors, frequencies
 from evocompress.export.gguf_uneven import as_uneven
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -54,13 +62,13 @@ def named_tensors(
     """
     if loaded.family.mixture is not None:
         loaded.family.mixture.prepare(model, loaded.family.blocks(model))
-    own = ARCHITECTURES.get(loaded.family.model_type, found) if found.borrowed else found
+    own = ARCHITECTURES.get(language_type(loaded), found) if found.borrowed else found
     tensors = _renumbered(dict(_named(model, loaded, own.name, headed=found.headed)))
     if found.uneven:
-        tensors = as_uneven(tensors, model.config, loaded, found)
+        tensors = as_uneven(tensors, text_config(model.config), loaded, found)
     if found.neighbours:
         tensors = _turned(tensors, loaded)
-    scaled = factors(loaded.model) if found.factors else None
+    scaled = factors(language_body(loaded.family, loaded.model)) if found.factors else None
     if scaled is not None:
         tensors[ROPE_FACTORS] = scaled
     return tensors
@@ -70,11 +78,11 @@ def _named(
     model: PreTrainedModel, loaded: LoadedModel, name_of_type: str, *, headed: bool
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors as the type's architecture holds them; those of all experts are one."""
-    head = model.get_output_embeddings()
-    tied = model.config.tie_word_embeddings or head.weight is model.get_input_embeddings().weight
+    head, config = model.get_output_embeddings(), text_config(model.config)
+    tied = config.tie_word_embeddings or head.weight is model.get_input_embeddings().weight
     output = next(path for path, module in model.named_modules() if module is head)
     stacks: dict[str, list[Tensor]] = defaultdict(list)
-    for name, tensor in model.state_dict().items():
+    for name, alone, tensor in language_tensors(loaded.family, model):
         if (name == f"{output}.weight" and tied and not headed) or ".act_fn." in name:
             continue
         expert = EXPERT.fullmatch(name)
@@ -82,17 +90,18 @@ def _named(
             stacks[f"blk.{expert[1]}.ffn_{expert[2]}_exps.{expert[3]}"].append(tensor)
             continue
         held = _held(name, tensor, model, loaded)
-        for part, own in apart(name, held, mixture=loaded.family.mixture is not None):
+        for part, own in apart(alone, held, mixture=loaded.family.mixture is not None):
             place = _place(part, model, name_of_type)
-            own = with_multipliers(place, as_mixer(place, own, model.config), model.config)
-            yield from by_heads(place, own, model.config)
+            own = with_multipliers(place, as_mixer(place, own, config), config)
+            yield from by_heads(place, own, config)
     for name, every in stacks.items():
         yield name, torch.stack(every)
 
 
 def _turned(tensors: Mapping[str, Tensor], loaded: LoadedModel) -> dict[str, Tensor]:
     """The tensors with rows of queries and keys as llama.cpp rotates them."""
-    count = 2 * len(next(iter(frequencies(loaded.model).values()), ()))
+    turned = frequencies(language_body(loaded.family, loaded.model))
+    count = 2 * len(next(iter(turned.values()), ()))
     size = loaded.family.architecture(loaded.model).head_dim
     return {
         name: interleaved(tensor, size, count)
@@ -107,10 +116,13 @@ def _place(name: str, model: PreTrainedModel, architecture: str) -> str:
     import gguf
 
     known = {word: known for known, word in gguf.MODEL_ARCH_NAMES.items()}
-    table = gguf.get_tensor_name_map(known[architecture], model.config.num_hidden_layers)
+    table = gguf.get_tensor_name_map(
+        known[architecture], text_config(model.config).num_hidden_layers
+    )
     for pattern, other in RENAMED:
         name = re.sub(pattern, other, name)
-    bare = name.removeprefix(f"{model.base_model_prefix}.")
+    body = BODY if has_other_parts(model) else model.base_model_prefix
+    bare = name.removeprefix(f"{body}.")
     for tried in (name, bare, f"backbone.{bare}"):
         place: str | None = table.get_name(tried, try_suffixes=(".weight", ".bias", ".scale"))
         if place is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evocompress.export.gguf_architectures import LlamaCpp
 from evocompress.export.gguf_latent import is_latent
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
 ZERO_CHANNELS = 32
@@ -35,7 +36,7 @@ def as_uneven(
         return _whole_layers(tensors, config, head_sizes(loaded, config))
     head_dim = loaded.family.architecture(loaded.model).head_dim
     held = dict(_separate(tensors))
-    held |= _multiplied(held, loaded.model.config, head_dim)
+    held |= _multiplied(held, text_config(loaded.model.config), head_dim)
     held |= _zero_mlps(held)
     if not found.fused:
         return held
@@ -50,7 +51,7 @@ def head_sizes(loaded: LoadedModel, config: Any) -> list[int]:
         return [config.v_head_dim] * config.num_hidden_layers
     if not architecture.head_widths or not hasattr(config, "layer_types"):
         return [architecture.head_dim] * config.num_hidden_layers
-    kinds = zip(loaded.model.config.layer_types, architecture.head_widths, strict=True)
+    kinds = zip(text_config(loaded.model.config).layer_types, architecture.head_widths, strict=True)
     sizes = {kind: width // 2 for kind, width in kinds}  # of a key and a value together
     return [sizes[kind] for kind in config.layer_types]
 

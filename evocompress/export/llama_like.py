@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from evocompress.export.layout import Layout, second_round
 from evocompress.models.families.shapes import attention_windows
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "ministral", "internlm3", "iquestcoder")
@@ -11,14 +12,14 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "ministral", "internlm3", "iquestcode
 other activations."""
 
 
-def unlike_llama(loaded: LoadedModel) -> str | None:
-    """The obstacle of a model that has other blocks than Llama's."""
-    family, config = loaded.family.model_type, loaded.model.config
+def unlike_llama(loaded: LoadedModel, language: str) -> str | None:
+    """The obstacle of a model that has other blocks than Llama's; `language` is its type."""
+    family, config = loaded.family.model_type, text_config(loaded.model.config)
     if compressed := second_round(loaded):
         return compressed
     if not loaded.family.task.causal:
         return f"cannot hold {family} models for {loaded.family.task.name}, only language models"
-    if family not in LLAMA_LIKE:
+    if language not in LLAMA_LIKE:
         return f"cannot hold {family} models, only {', '.join(LLAMA_LIKE)}"
     if config.hidden_act != "silu":
         return f"cannot hold this {family} model, whose activation is {config.hidden_act}"

@@ -8,11 +8,13 @@ from typing import Any
 
 from evocompress.core.types import DROP, Level
 from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp, architecture_of
+from evocompress.export.gguf_language import language_type
 from evocompress.export.gguf_latent import is_latent
 from evocompress.export.gguf_mixers import MAMBA
 from evocompress.models.families import family_of
 from evocompress.models.families.base import prepare
 from evocompress.models.families.derivation.shrink import random_model
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 from evocompress.models.loading import loaded as reload
 from evocompress.testing.derived import typical_config, typical_loaded
@@ -91,6 +93,13 @@ TYPICAL = {"gemma4_text": "gemma4_text sharing"}
 WITHOUT_CHANNELS = ("bloom", "dbrx", "llama4_text", "mpt", "hunyuan_v1_moe")
 """Types whose configs do not say how many channels there are."""
 
+WHOLES = (
+    *("aya_vision", "exaone4_5", "gemma3", "gemma4", "granite_speech", "idefics2", "internvl"),
+    *("kimi_k25", "lfm2_vl", "lighton_ocr", "llama4", "llava", "mistral3", "qwen3_5"),
+    *("qwen3_5_moe", "qwen3_vl"),
+)
+"""Types of models of several parts, one at least for each type of language model within."""
+
 VARIANTS = tuple(name for name in SETTINGS if " " in name)
 
 
@@ -98,6 +107,35 @@ def gguf_loaded(name: str, **settings: Any) -> LoadedModel:
     """A model in float32 that can be written as a GGUF file, unless other settings prevent it."""
     model_type = name.split()[0]
     config: Any = typical_config(TYPICAL.get(model_type, model_type))
+    whole = text_config(config) is not config
+    loaded = _whole(config, settings) if whole else _alone(name, config, settings)
+    loaded.model.float()
+    # llama.cpp wants certain tokens of a model in whose name there is "phi3".
+    return replace(loaded, source="tiny")
+
+
+def _whole(config: Any, settings: Mapping[str, Any]) -> LoadedModel:
+    """A model of several parts, whose language model is one that can be written."""
+    own = text_config(config)
+    part = next(key for key in config.sub_configs if getattr(config, key) is own)
+    name = own.model_type
+    text = typical_config(TYPICAL.get(name, name))
+    layers = _set(name, text, settings)
+    setattr(config, part, text)
+    return typical_loaded(config, None if name in TYPICAL else layers)
+
+
+def _alone(name: str, config: Any, settings: Mapping[str, Any]) -> LoadedModel:
+    """A language model."""
+    model_type = name.split()[0]
+    layers = _set(name, config, settings)
+    loaded = typical_loaded(config, None if model_type in TYPICAL else layers)
+    return _expanded(loaded) if model_type == MAMBA else loaded
+
+
+def _set(name: str, config: Any, settings: Mapping[str, Any]) -> int:
+    """Gives a config of a language model what makes it writable; returns how many layers it has."""
+    model_type = name.split()[0]
     known = ARCHITECTURES.get(model_type, LlamaCpp(model_type))
     layers = 2 * known.unrotated or LAYERS
     for setting, value in known.settings.items():
@@ -120,12 +158,7 @@ def gguf_loaded(name: str, **settings: Any) -> LoadedModel:
             layers = config.num_hidden_layers = len(value)
         elif setting == "num_hidden_layers":
             layers = value
-    loaded = typical_loaded(config, None if model_type in TYPICAL else layers)
-    if model_type == MAMBA:
-        loaded = _expanded(loaded)
-    loaded.model.float()
-    # llama.cpp wants certain tokens of a model in whose name there is "phi3".
-    return replace(loaded, source="tiny")
+    return layers
 
 
 def _expanded(narrow: LoadedModel) -> LoadedModel:
@@ -139,13 +172,13 @@ def _expanded(narrow: LoadedModel) -> LoadedModel:
 
 def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     """A block less and a third of a matrix zero; one width for all MLPs where its class can."""
-    known = ARCHITECTURES[loaded.family.model_type]
+    known = ARCHITECTURES[language_type(loaded)]
     mixed = known.dense_first  # such layers have MLPs of two kinds
     last = len(loaded.family.blocks(loaded.model)) - 1
     levels = _droppable(loaded, {str(last if known.unrotated else 1 + mixed): DROP})
-    if is_latent(loaded.model.config):
+    if is_latent(text_config(loaded.model.config)):
         levels |= {f"{i}.attention": Level(kv_groups=2, group_heads=1) for i in range(last + 1)}
-    if loaded.family.model_type not in WITHOUT_CHANNELS and not mixed:
+    if language_type(loaded) not in WITHOUT_CHANNELS and not mixed:
         mlps = (i for i in range(last + 1) if "mlp" in loaded.family.at(i).sublayers)
         levels |= {f"{i}.mlp": Level(channels=16) for i in mlps}
     return levels
@@ -154,7 +187,7 @@ def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
 def uneven_gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     """Heads, groups and channels that differ; each sub-layer missing once, and a block."""
     architecture = loaded.family.architecture(loaded.model)
-    own = ARCHITECTURES.get(loaded.family.model_type)
+    own = ARCHITECTURES.get(language_type(loaded))
     if own is not None and own.differing:
         return _differing_levels(loaded, architecture_of(loaded, alike=True).differing)
     within = architecture.heads[0] // architecture.kv_heads[0]
