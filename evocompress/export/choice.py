@@ -86,7 +86,7 @@ def choose_for(
     running = known.running(choice.name)
     assert running is not None
     how = f"format '{choice.name}' for {program}, run by {running.how}"
-    remarks = (how, choice.reason, untried(program, choice.name, loaded.family), newer)
+    remarks = (how, choice.reason, untried(program, choice.name, loaded), newer)
     return Choice(choice.name, "; ".join(filter(None, remarks)))
 
 

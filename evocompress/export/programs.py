@@ -10,8 +10,10 @@ from packaging.version import Version
 
 from evocompress.core.errors import ExportError
 from evocompress.export.formats import FORMATS
+from evocompress.export.gguf_language import language_type
 from evocompress.export.running import Running
 from evocompress.models.families import Family
+from evocompress.models.loading import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,17 @@ def check_task(name: str, family: Family) -> None:
         )
 
 
-def untried(name: str, format: str, family: Family) -> str:
-    """What is to be said of a family that a program's way to run a format was not tried with."""
+def untried(name: str, format: str, loaded: LoadedModel) -> str:
+    """What is to be said of a model whose type a program's way to run a format was not tried with.
+
+    Of a model of several parts the type of its language model counts.
+    """
+    kind = loaded.family.model_type
     running = program_named(name).running(format)
-    if running is None or not running.families or family.model_type in running.families:
+    if (
+        running is None
+        or not running.families
+        or {kind, language_type(loaded)} & {*running.families}
+    ):
         return ""
-    return f"tried with {', '.join(running.families)}, not with {family.model_type}"
+    return f"tried with {', '.join(running.families)}, not with {kind}"

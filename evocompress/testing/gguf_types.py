@@ -7,16 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from evocompress.core.types import DROP, Level
-from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp, architecture_of
+from evocompress.export.gguf_architectures import ARCHITECTURES, UNEVEN, LlamaCpp, architecture_of
 from evocompress.export.gguf_language import language_type
 from evocompress.export.gguf_latent import is_latent
-from evocompress.export.gguf_mixers import MAMBA
-from evocompress.models.families import family_of
-from evocompress.models.families.base import prepare
-from evocompress.models.families.derivation.shrink import random_model
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
-from evocompress.models.loading import loaded as reload
+from evocompress.models.tasks import CAUSAL
 from evocompress.testing.derived import typical_config, typical_loaded
 from evocompress.testing.formats import LevelsByEnd
 
@@ -90,8 +86,14 @@ Behind the name of a type may stand what a variant of it does.
 TYPICAL = {"gemma4_text": "gemma4_text sharing"}
 """Variants of `evocompress.testing.derived` that are taken."""
 
+NUMBERED = ("qwen3_vl_text", "qwen3_vl_moe_text")
+"""Types to whose first blocks by number parts of images are added."""
+
 WITHOUT_CHANNELS = ("bloom", "dbrx", "llama4_text", "mpt", "hunyuan_v1_moe")
 """Types whose configs do not say how many channels there are."""
+
+ALONE = tuple(name for name in ARCHITECTURES if name in CAUSAL.classes)
+"""Types of language models that have a class of their own."""
 
 WHOLES = (
     *("aya_vision", "exaone4_5", "gemma3", "gemma4", "granite_speech", "idefics2", "internvl"),
@@ -127,10 +129,8 @@ def _whole(config: Any, settings: Mapping[str, Any]) -> LoadedModel:
 
 def _alone(name: str, config: Any, settings: Mapping[str, Any]) -> LoadedModel:
     """A language model."""
-    model_type = name.split()[0]
     layers = _set(name, config, settings)
-    loaded = typical_loaded(config, None if model_type in TYPICAL else layers)
-    return _expanded(loaded) if model_type == MAMBA else loaded
+    return typical_loaded(config, None if name.split()[0] in TYPICAL else layers)
 
 
 def _set(name: str, config: Any, settings: Mapping[str, Any]) -> int:
@@ -149,8 +149,6 @@ def _set(name: str, config: Any, settings: Mapping[str, Any]) -> int:
         config.sliding_window = WINDOW
     elif kinds and "sliding_attention" in kinds:
         config.layer_types = ["full_attention"] * len(kinds)
-    if getattr(config, "query_pre_attn_scalar", None):
-        config.query_pre_attn_scalar = 16  # the width of a head of tiny models
     for setting, value in {**SETTINGS.get(name, {}), **settings}.items():
         path, _, key = setting.rpartition(".")
         setattr(getattr(config, path) if path else config, key, value)
@@ -161,13 +159,11 @@ def _set(name: str, config: Any, settings: Mapping[str, Any]) -> int:
     return layers
 
 
-def _expanded(narrow: LoadedModel) -> LoadedModel:
-    """The same as wide as Mamba is, and tiny models of it are not."""
-    config: Any = narrow.model.config
-    config.intermediate_size = 2 * config.hidden_size
-    model = random_model(type(narrow.model), config)
-    prepare(family_of(model), model)
-    return reload(model, narrow.tokenizer, narrow.source)
+def every_gguf_levels(loaded: LoadedModel) -> list[LevelsByEnd]:
+    """None, and those with which layers are alike and differ, where a type can be written so."""
+    kind = language_type(loaded)
+    alike = [gguf_levels(loaded)] if kind in ARCHITECTURES else []
+    return [{}, *alike, *([uneven_gguf_levels(loaded)] if kind in UNEVEN else [])]
 
 
 def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
@@ -175,7 +171,8 @@ def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     known = ARCHITECTURES[language_type(loaded)]
     mixed = known.dense_first  # such layers have MLPs of two kinds
     last = len(loaded.family.blocks(loaded.model)) - 1
-    levels = _droppable(loaded, {str(last if known.unrotated else 1 + mixed): DROP})
+    gone = set() if language_type(loaded) in NUMBERED else {last if known.unrotated else 1 + mixed}
+    levels = _droppable(loaded, {str(index): DROP for index in gone})
     if is_latent(text_config(loaded.model.config)):
         levels |= {f"{i}.attention": Level(kv_groups=2, group_heads=1) for i in range(last + 1)}
     if language_type(loaded) not in WITHOUT_CHANNELS and not mixed:

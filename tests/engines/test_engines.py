@@ -16,7 +16,7 @@ import torch
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import PROGRAMS, materialize
-from evocompress.export.gguf_architectures import ARCHITECTURES, UNEVEN
+from evocompress.export.gguf_architectures import UNEVEN
 from evocompress.export.gguf_tokenizer import KNOWN
 from evocompress.export.llama_like import LLAMA_LIKE
 from evocompress.export.programs import check_version
@@ -25,7 +25,15 @@ from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.engines import first_difference, generate, greedy_tokens, why_missing
 from evocompress.testing.formats import CASES, LevelsByEnd, candidate_of
 from evocompress.testing.gguf_reference import GgufReference
-from evocompress.testing.gguf_types import VARIANTS, gguf_levels, gguf_loaded, uneven_gguf_levels
+from evocompress.testing.gguf_types import (
+    ALONE,
+    VARIANTS,
+    WHOLES,
+    every_gguf_levels,
+    gguf_levels,
+    gguf_loaded,
+    uneven_gguf_levels,
+)
 from evocompress.testing.piece_tokenizers import KINDS as PIECES
 from evocompress.testing.piece_tokenizers import piece_tokenizer
 from evocompress.testing.plain_library import PlainLibrary
@@ -82,7 +90,7 @@ def test_greedy_tokens_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp"])
-@pytest.mark.parametrize("model_type", [*ARCHITECTURES, *VARIANTS])
+@pytest.mark.parametrize("model_type", [*ALONE, *VARIANTS])
 def test_llama_cpp_computes_types_of_their_own(
     engine: str, model_type: str, tmp_path: Path
 ) -> None:
@@ -107,6 +115,18 @@ def test_llama_cpp_computes_layers_that_differ(
     candidate = candidate_of(loaded, uneven_gguf_levels(loaded))
     out = materialize(loaded, PlainLibrary(loaded), candidate, tmp_path / "out", format="gguf")
     assert_continued(loaded, candidate, generate(engine, out, PROMPTS, new_tokens=8).tokens)
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp"])
+@pytest.mark.parametrize("model_type", WHOLES)
+def test_llama_cpp_computes_the_language_model_within_others(
+    engine: str, model_type: str, tmp_path: Path
+) -> None:
+    loaded = gguf_loaded(model_type)
+    for case, levels in enumerate(every_gguf_levels(loaded)):
+        candidate, out = candidate_of(loaded, levels), tmp_path / str(case)
+        materialize(loaded, PlainLibrary(loaded), candidate, out, format="gguf")
+        assert_continued(loaded, candidate, generate(engine, out, PROMPTS, new_tokens=8).tokens)
 
 
 @pytest.mark.parametrize("engine", ["vllm"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,18 @@ from gguf import GGUFReader
 
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import FORMATS, materialize, read_record
-from evocompress.export.gguf_architectures import ARCHITECTURES, UNEVEN
-from evocompress.export.gguf_language import language_body, language_tensors, language_type
+from evocompress.export.gguf_language import language_body, language_tensors
 from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.loading import LoadedModel
 from evocompress.models.loading import loaded as reload
-from evocompress.testing.formats import LevelsByEnd, candidate_of, in_memory
+from evocompress.testing.formats import candidate_of, in_memory
 from evocompress.testing.gguf_reference import GgufReference
-from evocompress.testing.gguf_types import WHOLES, gguf_levels, gguf_loaded, uneven_gguf_levels
+from evocompress.testing.gguf_types import (
+    WHOLES,
+    every_gguf_levels,
+    gguf_loaded,
+    uneven_gguf_levels,
+)
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.probes import random_ids
 from evocompress.testing.wholes import tiny_whole
@@ -60,20 +63,11 @@ def content(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return metadata, {tensor.name: tensor.data for tensor in reader.tensors}
 
 
-def levels_of(loaded: LoadedModel) -> list[LevelsByEnd]:
-    """Of a type all that can be tried: layers that are alike, and that differ."""
-    tried: dict[Any, Callable[[LoadedModel], LevelsByEnd]] = {}
-    kind = language_type(loaded)
-    tried |= {"alike": gguf_levels} if kind in ARCHITECTURES else {}
-    tried |= {"differing": uneven_gguf_levels} if kind in UNEVEN else {}
-    return [{}, *(levels(loaded) for levels in tried.values())]
-
-
 @pytest.mark.parametrize("name", OF_CLASSES)
 def test_a_file_is_that_of_the_language_model_alone(name: str, tmp_path: Path) -> None:
     whole = gguf_loaded(name)
     alone = language_model_alone(whole)
-    library, tried = LibraryOfWhole(whole, alone), levels_of(whole)
+    library, tried = LibraryOfWhole(whole, alone), every_gguf_levels(whole)
     assert len(tried) > 1
     for case, levels in enumerate(tried):
         out = write(whole, candidate_of(whole, levels), tmp_path / f"whole{case}", "gguf")

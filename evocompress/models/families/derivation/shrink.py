@@ -93,6 +93,9 @@ STATE_HEADS = (
 SECTION = (16, 24, 24)
 """Rotary pairs for time, height and width, where a model with such does not tell them."""
 
+SCORES_SCALE = "query_pre_attn_scalar"
+"""The setting of what scores are divided by the root of: the width of a head in most models."""
+
 OF_EXPERTS = re.compile(r".*(moe|expert|shared).*(intermediate|ffn_hidden)_size")
 """Channels of experts."""
 
@@ -281,6 +284,8 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
         sizes[SHARED_LAYERS] = max(0, shared - config.num_hidden_layers + layers)
     if hasattr(config, "coordinate_size"):  # four coordinates and two lengths, side by side
         sizes["coordinate_size"], sizes["shape_size"] = hidden // 6, hidden // 2 - 2 * (hidden // 6)
+    if getattr(config, SCORES_SCALE, None) == head_dim:
+        sizes[SCORES_SCALE] = widths["head_dim"]
     if own := getattr(config, "attention_hidden_size", 0):  # the state beside the embedding
         sizes["attention_hidden_size"] = own // dense_hidden * hidden
     if (getattr(config, "n_group", None) or 1) > 1:  # a router that chooses groups of experts first
@@ -332,7 +337,7 @@ def _head_widths(config: Any, head_dim: int) -> dict[str, int]:
 
 
 def _state_heads(config: Any, hidden: int) -> dict[str, int]:
-    """Heads of a state space whose width follows from the hidden size."""
+    """Heads or channels of a state space whose width follows from the hidden size."""
     factor: Any = getattr(config, "mamba_expand", getattr(config, "expand", 0))
     for count, width in STATE_HEADS if factor else ():
         if hasattr(config, count) and hasattr(config, width):
@@ -345,4 +350,6 @@ def _state_heads(config: Any, hidden: int) -> dict[str, int]:
                 "n_groups": min(KV_HEADS, getattr(config, "n_groups", 1)),
                 "mamba_d_state": STATE,
             }
-    return {}
+    channels, dense = (getattr(config, key, None) for key in ("intermediate_size", "hidden_size"))
+    expands = bool(factor and dense) and channels == int(factor * dense)
+    return {"intermediate_size": int(factor * hidden)} if expands else {}
