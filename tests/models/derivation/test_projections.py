@@ -82,7 +82,7 @@ def test_rows_of_real_classes(
             "doge",
             "what a head of self_attn yields depends on the other heads, through self_attn.dt",
         ),
-        ("codegen", "attn.qkv_proj holds queries, keys and values neither one after the other"),
+        ("codegen", "attn.qkv_proj holds 4 parts, in each queries before values before keys"),
         ("jetmoe", "self_attention.experts.input_linear holds a matrix of each expert"),
         ("qwen3_next", "linear_attn keeps a state of its own, and no keys and values of heads"),
         ("mamba2", "mixer.conv1d mixes tokens by a convolution"),

@@ -62,6 +62,21 @@ def test_what_blocks_share_is_seen() -> None:
     assert shared_with_others(blocks) == [(), ("weight",), ("weight",), ()]
 
 
+def test_what_one_block_alone_runs_keeps_the_channels() -> None:
+    family = of_type("zamba2").family
+    assert isinstance(family, Derived)
+    reasons = [limit for limit in family.limits if limit.startswith("channels cannot be cut: ")]
+    assert len(reasons) == 1 and "one alone runs shared_transformer.feed_forward" in reasons[0]
+    assert any("costs are sums over units" in limit for limit in of_zamba_limits())
+
+
+def of_zamba_limits() -> list[str]:
+    """Those of a type whose shared matrices can be narrower."""
+    family = of_type("zamba").family
+    assert isinstance(family, Derived)
+    return family.limits
+
+
 @pytest.mark.parametrize("name", ["zamba", "zamba2"])
 def test_shared_matrices_are_units_of_the_first_block(name: str) -> None:
     loaded = of_type(name)

@@ -136,7 +136,8 @@ class Derived(Family):
         found = [limit for kind in self.kinds for limit in kind.limits]
         found += why_blocks_stay(self._kinds)
         found += [
-            f"blocks that run {kind.commons} cannot be dropped where that is made narrower"
+            f"blocks that run {kind.commons} cannot be dropped where that is made narrower: costs "
+            "are sums over units, and what both save is not the sum of what each does"
             for kind in self.kinds
             if any(part.settings for part in kind.common.values())
         ]

@@ -271,7 +271,10 @@ def _common(example: TracedBlock, part: DerivedPart) -> DerivedPart:
     what = "heads" if part.branch.kind == "attention" else "channels"
     reason = part.reason
     if idle:
-        reason = f"{what} cannot be cut: of the blocks that share {core} one alone runs {idle[0]}"
+        reason = (
+            f"{what} cannot be cut: of the blocks that share {core} one alone runs {idle[0]}, "
+            "whose rows would have to be cut with those of all and are in no unit of the first"
+        )
     return replace(part, matrices=matrices, settings=None, followers=(), reason=reason)
 
 

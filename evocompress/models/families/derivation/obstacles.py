@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
+from evocompress.core.types import Axis
 from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Matrix
 from evocompress.models.families.coupling import Kept, index_of
@@ -17,6 +18,7 @@ from evocompress.models.families.derivation.projections import (
     given_to,
     grown,
     oriented_shape,
+    role,
     same,
 )
 from evocompress.models.families.derivation.stream import is_norm
@@ -26,6 +28,8 @@ from evocompress.models.families.derivation.tracing import (
     moved_positions,
     output_changed,
 )
+
+NAMES: Mapping[Axis, str] = {"query": "queries", "key": "keys", "value": "values"}
 
 
 def obstacle(
@@ -95,8 +99,26 @@ def _of_attention(
     packed = widths.lengths["grouped"] * size
     for matrix in linear if not known else ():
         if oriented_shape(example, matrix)[0] == packed:
-            where = "neither one after the other nor head by head"
-            yield f"{matrix.path} holds queries, keys and values {where}"
+            yield _packed_otherwise(example, matrix, linear[-1], widths)
+
+
+def _packed_otherwise(example: TracedBlock, matrix: Matrix, last: Matrix, widths: Widths) -> str:
+    """How a matrix holds queries, keys and values that are neither all together nor by head."""
+    rows = torch.arange(oriented_shape(example, matrix)[0])
+    for count in range(2, widths.heads + 1) if widths.heads == widths.kv_heads else ():
+        if widths.heads % count:
+            continue
+        in_parts = rows.view(count, 3, -1).unbind(1)
+        words = [role(example, matrix, last, part.flatten(), widths) for part in in_parts]
+        if len({*words}) == len(words):
+            order = " before ".join(NAMES[word] for word in words)
+            return (
+                f"{matrix.path} holds {count} parts, in each {order} of as many heads: its class "
+                "splits it by their number, so that a head could only go with one of every other "
+                "part, and widths are of single heads"
+            )
+    where = "neither one after the other nor head by head"
+    return f"{matrix.path} holds queries, keys and values {where}"
 
 
 def _joint_norms(

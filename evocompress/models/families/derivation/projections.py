@@ -111,7 +111,7 @@ def _rows(example: TracedBlock, matrix: Matrix, last: Matrix, widths: Widths) ->
     every = oriented_shape(example, matrix)[0]
 
     def roles(parts: Iterable[Tensor]) -> tuple[Axis, ...]:
-        return tuple(_role(example, matrix, last, rows.flatten(), widths) for rows in parts)
+        return tuple(role(example, matrix, last, rows.flatten(), widths) for rows in parts)
 
     if every == size * lengths["grouped"]:
         in_parts = torch.split(torch.arange(every), [size * lengths[axis] for axis in PACKED])
@@ -120,13 +120,13 @@ def _rows(example: TracedBlock, matrix: Matrix, last: Matrix, widths: Widths) ->
         in_groups = ungrouped(torch.arange(every)[:, None], widths.kv_heads, size)
         if roles(in_groups) == PACKED:
             return GROUPED
-    (role,) = roles([torch.arange(every)])
-    if size * lengths[role] == every:
-        return (role,)
+    (only,) = roles([torch.arange(every)])
+    if size * lengths[only] == every:
+        return (only,)
     module = example.block.get_submodule(matrix.path)
     # Where queries share one, what has rows for each query head need not be a query.
     finest = ("query",) if widths.heads > widths.kv_heads else ()
-    for axis in dict.fromkeys((*finest, role, *PACKED)):
+    for axis in dict.fromkeys((*finest, only, *PACKED)):
         first = torch.arange(every) < every // lengths[axis]
         if every % lengths[axis] == 0 and _is_of_first(
             example, last, widths, axis, partial(output_changed, module, partial(grown, first))
@@ -199,7 +199,7 @@ def _first_grown(parameter: nn.Parameter, count: int) -> Iterator[None]:
         parameter.data = former
 
 
-def _role(example: TracedBlock, matrix: Matrix, last: Matrix, rows: Tensor, widths: Widths) -> Axis:
+def role(example: TracedBlock, matrix: Matrix, last: Matrix, rows: Tensor, widths: Widths) -> Axis:
     """Whether some rows of a projection are queries, keys or values, by what they change.
 
     Values may be normed, and keys may compete with sinks: then both matter at the first token, but
