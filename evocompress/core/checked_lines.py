@@ -99,6 +99,14 @@ class _EstimateFailure(_Base):
     reason: str
 
 
+class _Healed(_Base):
+    type: Literal["healed"]
+    candidate: str
+    before: float | None
+    after: float | None
+    reason: str | None
+
+
 class _Step(_Base):
     type: Literal["step"]
     step: _Index
@@ -125,6 +133,7 @@ _RECORDS: TypeAdapter[Any] = TypeAdapter(
         | _Censored
         | _Estimate
         | _EstimateFailure
+        | _Healed
         | _Step
         | _Forced,
         Field(discriminator="type"),

@@ -25,7 +25,7 @@ from evocompress.core.fields import (
     Whole,
     each_once,
 )
-from evocompress.core.heal_config import HealConfig
+from evocompress.core.heal_config import HealConfig, HealLastConfig
 from evocompress.core.space_config import DropSpace, SpaceConfig, SparsitySpace, WidthSpace
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "DropSpace",
     "EvaluateConfig",
     "HealConfig",
+    "HealLastConfig",
     "LatencyConfig",
     "LibraryConfig",
     "ModelConfig",
@@ -170,6 +171,8 @@ class SearchConfig(Strict):
     Attributes:
         name: A name from `evocompress.search.SEARCHERS`.
         tokens: The most tokens that may be requested; the run ends before it would ask for more.
+        heal_last: Heal the last candidates for a short time and choose the winner among them by
+            the validation KL after that; ``None`` chooses it by the proxy before any healing.
 
     Examples:
         >>> SearchConfig(name="evopress", generations=5).settings
@@ -180,6 +183,7 @@ class SearchConfig(Strict):
 
     name: str = "auto"
     tokens: Tokens | None = None
+    heal_last: HealLastConfig | None = None
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -81,6 +81,15 @@ class RunError(EvoCompressError):
     """
 
 
+class HealingDiverged(RunError):
+    """The loss of a healing, or the KL that it is judged by, is not finite.
+
+    Examples:
+        >>> issubclass(HealingDiverged, RunError)
+        True
+    """
+
+
 class ExportError(EvoCompressError):
     """A candidate cannot be written in the format asked for.
 

@@ -129,3 +129,25 @@ class HealConfig(Strict):
         if isinstance(self.source, dict):
             return dict(self.source)
         return {self.source or usual: 1.0}
+
+
+class HealLastConfig(Strict):
+    """A short healing of the last candidates of a search, after which the winner is chosen.
+
+    Attributes:
+        candidates: How many are healed, those of the best values.
+        tokens: Training tokens of each.
+
+    Examples:
+        >>> HealLastConfig(tokens=2_000).short(HealConfig(average=3)).average
+        1
+    """
+
+    candidates: Annotated[Whole, Field(ge=2, le=100)] = 4
+    tokens: Tokens = 10_000
+
+    def short(self, config: HealConfig) -> HealConfig:
+        """The short healing in the way of a long one: once, from the teacher as it is."""
+        return config.model_copy(
+            update={"tokens": self.tokens, "average": 1, "adapt_teacher": None}
+        )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from evocompress.core.config import RunConfig
     from evocompress.evaluation.profile import MeasureTable
     from evocompress.pipeline.loop import Executor
+    from evocompress.pipeline.short_healing import HealEach
 
 __all__ = ["RayBackend", "backend_of"]
 
@@ -51,6 +52,12 @@ class RayBackend:
         from evocompress.distributed.profiling import ray_table
 
         return ray_table(context.config, context.reporter.say)
+
+    def healing(self, context: RunContext) -> HealEach:
+        """Tasks that each heal one candidate, as many at a time as there is room for."""
+        from evocompress.distributed.healing import ray_short_healing
+
+        return ray_short_healing(context.config, context.folder.path, context.reporter)
 
 
 def backend_of(config: RunConfig) -> Backend:

@@ -18,7 +18,7 @@ from torch import Tensor
 from evocompress.core.circumstances import Circumstances
 from evocompress.core.config import HealConfig
 from evocompress.core.environment import environment
-from evocompress.core.errors import ConfigError, DataError, RunError
+from evocompress.core.errors import ConfigError, DataError, HealingDiverged
 from evocompress.core.files import write_json
 from evocompress.core.progress import Told, tell_nobody
 from evocompress.export.folder import check_room
@@ -216,7 +216,7 @@ class _Healing:
             check_room(self.folder.path, int(weights * each))
             self._measure(StepRecord(0, None, None, None))
             if not math.isfinite(self.best.kl):
-                raise RunError(f"{self.source} cannot be healed: its KL is not finite")
+                raise HealingDiverged(f"{self.source} cannot be healed: its KL is not finite")
         else:
             tensors, known = self.folder.load(state, self.recipe)
             self.history, self.best = list(known.history), known.best
@@ -274,7 +274,7 @@ class _Healing:
             self.masters.collect_gradients()
         norm = self.masters.clip_gradients()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise RunError(
+            raise HealingDiverged(
                 f"healing diverged at step {step + 1} (loss {loss}, gradient norm {norm}): lower "
                 f"heal.learning_rate; the best step so far, {self.best.step}, is in "
                 f"{self.folder.checkpoint}"

@@ -15,6 +15,7 @@ from evocompress.healing.top_k import check_cacheable
 from evocompress.models.loading import require_next_token
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.resolve import check_search
+from evocompress.pipeline.short_healing import check_short_healing
 from evocompress.pipeline.unmeasured_latency import unbounded
 
 
@@ -46,7 +47,9 @@ def check_settings(context: RunContext, *, search: bool = True) -> None:
         check_timed_lengths(context.config.latency, architecture)
     if search:
         check_proxy(context.config.proxy.kind, context.loaded)
-        check_search(unbounded(context.config), context.untimed_space, context.loaded.tokens)
+        config, tokens = unbounded(context.config), context.loaded.tokens
+        objectives = check_search(config, context.untimed_space, tokens)
+        check_short_healing(config, tokens or config.calibration.length, objectives)
     _check_next_token(context, search)
     check_cacheable(context.loaded, context.config.heal.top_k)
     check_adaptable(context.loaded, context.config.heal.adapt_teacher)

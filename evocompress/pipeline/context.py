@@ -51,6 +51,7 @@ from evocompress.pipeline.resolve import (
     threads_of,
 )
 from evocompress.pipeline.run_folder import RunFolder
+from evocompress.pipeline.short_healing import HealEach, heal_each
 from evocompress.pipeline.unmeasured_latency import UNMEASURED, unbounded
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Searcher, SearcherSettings
@@ -71,6 +72,9 @@ class Backend(Protocol):
     def table(self, context: RunContext) -> MeasureTable:
         """What measures the latency table."""
 
+    def healing(self, context: RunContext) -> HealEach:
+        """What heals the last candidates for a short time."""
+
 
 class Local:
     """The work of a run in this process."""
@@ -86,6 +90,10 @@ class Local:
     def table(self, context: RunContext) -> MeasureTable:
         """On the device of the run's model."""
         return measure_here
+
+    def healing(self, context: RunContext) -> HealEach:
+        """One candidate after the other."""
+        return partial(heal_each, context.config, context.reporter)
 
 
 @dataclass(frozen=True)
@@ -136,15 +144,14 @@ class RunContext:
     @cached_property
     def space(self) -> SearchSpace:
         """The search space with its costs and budget."""
-        return self._space(self.config, self.latency_table)
+        return self._fitted(self.config.space, self.form, self.latency_table)
 
     @cached_property
     def untimed_space(self) -> SearchSpace:
         """The same units and levels without a latency table, which takes long to measure."""
-        return self._space(unbounded(self.config), UNMEASURED) if self.timed else self.space
-
-    def _space(self, config: RunConfig, table: LatencyTable | None) -> SearchSpace:
-        return self._fitted(config.space, self.form, table)
+        if not self.timed:
+            return self.space
+        return self._fitted(unbounded(self.config).space, self.form, UNMEASURED)
 
     def _fitted(
         self, config: SpaceConfig, form: str | None, table: LatencyTable | None
@@ -288,15 +295,9 @@ class RunContext:
         self,
     ) -> tuple[LoadedModel, dict[str, tuple[Level, ...]], Tensor, str, LibraryConfig, Path]:
         """What is to be built, as the library's functions take it."""
-        calibration = self.calibration
-        return (
-            self.loaded,
-            self.wanted_levels,
-            calibration.library,
-            self._library_text,
-            self.config.library,
-            self._library_path,
-        )
+        levels, tokens = self.wanted_levels, self.calibration.library
+        text, path = self._library_text, self._library_path
+        return self.loaded, levels, tokens, text, self.config.library, path
 
     @property
     def _library_text(self) -> str:

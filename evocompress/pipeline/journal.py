@@ -33,6 +33,7 @@ from evocompress.pipeline.journal_memory import (
     CensorKey,
     EstimateKey,
     Memory,
+    ShortHealing,
     Step,
     last_step,
 )
@@ -279,6 +280,20 @@ class Journal:
             }
             records.append({"type": "censored", **owner, **asked})
         return records
+
+    def healed(self, candidate: str) -> ShortHealing | None:
+        """What a short healing made of a candidate, by its id; ``None`` where it is not known.
+
+        What earlier journals of the run know is recorded in this one.
+        """
+        for known in self._earlier:
+            if candidate in known.healed and candidate not in self._memory.healed:
+                self.record_healed(candidate, known.healed[candidate])
+        return self._memory.healed.get(candidate)
+
+    def record_healed(self, candidate: str, healing: ShortHealing) -> None:
+        """Appends what a short healing made of a candidate, by its id."""
+        self._write({"type": "healed", "candidate": candidate, **asdict(healing)})
 
     def step(self, step: Step) -> None:
         """Appends a step; while replaying, checks that it is the recorded one.

@@ -50,6 +50,26 @@ class Step:
     phase: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ShortHealing:
+    """What a short healing made of a candidate, for the choice of the winner.
+
+    Attributes:
+        before: Validation KL of the candidate (of encoders the distance or error), in nats per
+            position; ``None`` where it could not be healed.
+        after: The same after the healing.
+        reason: Why it could not be healed.
+
+    Examples:
+        >>> ShortHealing(before=0.5, after=0.2).after
+        0.2
+    """
+
+    before: float | None
+    after: float | None
+    reason: str | None = None
+
+
 class StoredCandidates(Mapping[str, Candidate]):
     """The candidates of a journal by id, in order of appearance, each read when it is used."""
 
@@ -161,6 +181,7 @@ class Memory:
         censored: The micro-batches at which an evaluation stopped early.
         checksums: Those of the files of estimates.
         estimate_failures: Why an estimate failed.
+        healed: What short healings made of the last candidates, by id.
         steps: In order.
         forced: Where the run was made to go on under other circumstances, in order.
     """
@@ -182,6 +203,7 @@ class Memory:
         self.censored: dict[CensorKey, tuple[int, ...]] = {}
         self.checksums: dict[EstimateKey, str] = {}
         self.estimate_failures: dict[EstimateKey, str] = {}
+        self.healed: dict[str, ShortHealing] = {}
         self.steps: list[Step] = []
         self.forced: list[JournalRecord] = []
         if path.exists():
@@ -235,6 +257,9 @@ class Memory:
             self.checksums[_estimate_key(record)] = record["sha256"]
         elif kind == "estimate_failure":
             self.estimate_failures[_estimate_key(record)] = record["reason"]
+        elif kind == "healed":
+            told = (record[each.name] for each in fields(ShortHealing))
+            self.healed[record["candidate"]] = ShortHealing(*told)
 
 
 def last_step(path: Path, tail: int = 1 << 14) -> Step | None:

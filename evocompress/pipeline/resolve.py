@@ -62,12 +62,19 @@ def _problem(config: RunConfig, space: SearchSpace, tokens: int | None) -> Probl
     return Problem(space, pool(config.calibration, tokens), config.search.tokens)
 
 
-def check_search(config: RunConfig, space: SearchSpace, tokens: int | None = None) -> None:
-    """Whether a run's settings fit its space and the pool, and its tokens last for a result."""
+def check_search(
+    config: RunConfig, space: SearchSpace, tokens: int | None = None
+) -> tuple[str, ...]:
+    """Whether a run's settings fit its space and the pool, and its tokens last for a result.
+
+    Returns:
+        The costs that span the front which is searched; none where it is for one candidate.
+    """
     problem, settings = _problem(config, space, tokens), searcher_settings(config)
     factory = SEARCHERS[config.search.name]
-    factory(problem, settings, np.random.default_rng(config.seed))
+    searcher = factory(problem, settings, np.random.default_rng(config.seed))
     check_tokens(factory, problem, settings, config.seed)
+    return tuple(searcher.objectives)
 
 
 def searcher_settings(config: RunConfig) -> SearcherSettings:

@@ -39,13 +39,15 @@ def winner_record(
     objectives: Sequence[str] = (),
     measured: Sequence[MicroBatchValue] = (),
     not_compared: int = 0,
+    healed_last: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The content of winner.json.
 
     Rows of front.json are summed up under the key ``front``; a search for one candidate within a
     budget has none. Objectives are the costs beside those of the budget that span the front.
     `measured` are all values of the winner, with which those of another search of the same
-    calibration are compared; `not_compared` counts the candidates that front.json lacks.
+    calibration are compared; `not_compared` counts the candidates that front.json lacks;
+    `healed_last` are those among which short healings chose, where there are any.
     """
     return {
         "id": best.candidate.id,
@@ -59,6 +61,7 @@ def winner_record(
         "dense_costs": space.cost_model.dense(),
         "budget": dict(space.budget),
         "front": front_summary(space, rows, objectives) if rows and objectives else None,
+        **({"healed_last": list(healed_last)} if healed_last else {}),
     }
 
 

@@ -40,6 +40,7 @@ class RunFolder:
         units: The model's units, JSON.
         latency: The latency table of a search that needs one, JSON.
         journal: The append-only record, JSON lines.
+        last_candidates: Checkpoints of the last candidates while they are healed.
         log: What was said while the run was made.
         workers: What workers on Ray printed, one file each.
         winner: The best candidate with its costs, JSON.
@@ -59,6 +60,7 @@ class RunFolder:
     units = FolderFile("units.json")
     latency = FolderFile("latency.json")
     journal = FolderFile("journal.jsonl")
+    last_candidates = FolderFile("last_candidates")
     log = FolderFile("log.txt")
     workers = FolderFile("workers")
     winner = FolderFile("winner.json")

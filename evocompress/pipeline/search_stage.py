@@ -16,16 +16,25 @@ from evocompress.pipeline import loop
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.going_on import CIRCUMSTANCES, facts_changed, mark, workers_admitted
 from evocompress.pipeline.journal import Journal
+from evocompress.pipeline.last_candidates import LastStage
 from evocompress.pipeline.planning import preflight
 from evocompress.pipeline.results import front_rows, not_compared, winner_record
+from evocompress.pipeline.short_healing import ShortRecipe
 from evocompress.pipeline.winner import not_compared_text
 from evocompress.search.base import Searcher
 
 
 def find(
-    context: RunContext, listener: loop.Listener | None = None, *, force: bool = False
+    context: RunContext,
+    listener: loop.Listener | None = None,
+    *,
+    recipe: ShortRecipe | None = None,
+    force: bool = False,
 ) -> None:
-    """Searches, and writes journal, winner and front into the run's folder, which is locked."""
+    """Searches, and writes journal, winner and front into the run's folder, which is locked.
+
+    With a recipe the last candidates are healed by it before one of them is the winner.
+    """
     model = context.loaded.model
     record = environment(model.device, model.dtype, context.config.executor, context.packages)
     now = Facts.model_validate(record)
@@ -36,7 +45,7 @@ def find(
     for line in preflight(context):
         context.reporter.say(line)
     context.library  # noqa: B018  (a stage of its own, before the search is timed)
-    header = context.header()
+    header = context.header() | ({"heal_last": recipe.facts} if recipe else {})
     may_differ = CIRCUMSTANCES if forced else ()
     earlier = context.folder.earlier_journals
     with Journal(context.folder.journal, header, may_differ=may_differ, earlier=earlier) as journal:
@@ -44,7 +53,8 @@ def find(
         if forced:
             mark(context.folder, journal, header, now)
         admit = workers_admitted(context.folder, journal, header, now, force)
-        _conclude(context, journal, admit, listener)
+        last = LastStage(context, journal, recipe, forced) if recipe else None
+        _conclude(context, journal, admit, listener, last)
 
 
 def _describe(context: RunContext, record: dict[str, Any]) -> None:
@@ -69,22 +79,28 @@ def _outline(context: RunContext) -> None:
 
 
 def _conclude(
-    context: RunContext, journal: Journal, admit: Admit, listener: loop.Listener | None
+    context: RunContext,
+    journal: Journal,
+    admit: Admit,
+    listener: loop.Listener | None,
+    last: LastStage | None,
 ) -> None:
-    """Runs the search, and writes the winner and the front."""
+    """Runs the search, has the last candidates healed, and writes the winner and the front."""
     searcher, folder = context.searcher(), context.folder
     outcome = _evolve(context, searcher, journal, admit, listener)
     rows = front_rows(
         context.space, journal, outcome, objectives=searcher.objectives, origins=searcher.origins()
     )
     left_out = not_compared(journal, outcome)
+    best, healed = last.choose(outcome.best, rows) if last else (outcome.best, [])
     winner = winner_record(
         context.space,
-        outcome.best,
+        best,
         rows,
         objectives=searcher.objectives,
-        measured=journal.measured(outcome.best.candidate.id, outcome.best.treatment),
+        measured=journal.measured(best.candidate.id, best.treatment),
         not_compared=left_out,
+        healed_last=healed,
     )
     write_json(folder.winner, winner)
     write_json(folder.front, rows)

@@ -27,6 +27,7 @@ from evocompress.pipeline.resolve import check_names
 from evocompress.pipeline.run_folder import begin_run
 from evocompress.pipeline.run_folder import check_run as check_folder
 from evocompress.pipeline.search_stage import find
+from evocompress.pipeline.short_healing import short_recipe
 from evocompress.pipeline.teacher import adapted, teacher_for
 
 
@@ -47,10 +48,11 @@ def search(
     context = RunContext(config, folder, reporter or Silent(), backend=backend)
     check_early(config)
     check_inputs(context)
+    recipe = short_recipe(config, context.loaded, context.calibration, context.reporter)
     begin_run(folder, config)
     with folder.locked():
         context.reporter.log_to(folder.log)
-        find(context, listener, force=force)
+        find(context, listener, recipe=recipe, force=force)
     return folder.path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from evocompress.core.config import HealConfig, ModelConfig
+from evocompress.core.config import HealConfig, ModelConfig, RunConfig
 from evocompress.core.files import read_json
 from evocompress.healing.cycles import tokens_that_pay
 from evocompress.healing.law import HealingLaw
@@ -67,6 +67,18 @@ def unpacked(config: ModelConfig, weight_bytes: int) -> Iterator[str]:
             "written is as large for its weights: materialize --weights bfloat16 makes it smaller, "
             "and, after search --for llama.cpp, --weights q8_0"
         )
+
+
+def short_healings(config: RunConfig, length: int) -> Iterator[str]:
+    """How many tokens the last candidates are healed with, in sequences of this length."""
+    if (last := config.search.heal_last) is None:
+        return
+    short = last.short(config.heal).at(length)
+    each = short.sequences * length
+    yield (
+        f"search.heal_last: {last.candidates} candidates are healed with {each:,} tokens each, "
+        f"{last.candidates * each:,} in all, before one of them is the winner"
+    )
 
 
 def foretold_healing(folder: RunFolder, config: HealConfig, length: int) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evocompress.core.config import HealConfig
 from evocompress.healing.adapting import sequences_for
@@ -15,9 +15,29 @@ from evocompress.pipeline.planning.work import Work
 
 def heal_stage(run: PlannedRun) -> StagePlan:
     """The distillation of the dense model into the candidate."""
-    config, length = run.context.config.heal.at(run.length), run.length
+    return _healing(run, run.context.config.heal)
+
+
+def heal_last_stage(run: PlannedRun) -> StagePlan | None:
+    """The short healings of the last candidates; ``None`` where the proxy chooses the winner.
+
+    The checkpoints of all are there at the beginning. On Ray they may be healed at one time.
+    """
+    settings = run.context.config.search.heal_last
+    if settings is None:
+        return None
+    one, count = _healing(run, settings.short(run.context.config.heal)), settings.candidates
+    at_once = count if run.context.config.executor == "ray" else 1
+    checkpoints = count * int(run.costs[1]["params"] * run.dtype.itemsize)
+    disk = at_once * one.disk_bytes + checkpoints
+    return replace(one, name="heal_last", work=one.work * count, disk_bytes=disk)
+
+
+def _healing(run: PlannedRun, given: HealConfig) -> StagePlan:
+    """One healing."""
+    config, length = given.at(run.length), run.length
     tokens = config.steps * config.accumulate * config.batch * length
-    params, trained = run.costs[1]["params"], _trained(run)
+    params, trained = run.costs[1]["params"], _trained(run, config)
     masters, state = _bytes_per_weight(config)
     measured = 1 + config.steps // config.evaluate_every
     validation = config.validation_sequences * length
@@ -32,7 +52,7 @@ def heal_stage(run: PlannedRun) -> StagePlan:
     beside = config.batch * (run.between_bytes if config.checkpointing else run.kept_bytes * 2)
     beside += run.head_bytes
     device = _teacher_bytes(run, config) + _training_bytes(run, params, trained, masters) + beside
-    disk = _healing_bytes(run, params, trained * state) + _kept_on_disk(run, config)
+    disk = _healing_bytes(run, config, params, trained * state) + _kept_on_disk(run, config)
     if config.top_k is not None:
         device = max(device, run.on_device + run.head_bytes)
     if config.adapt_teacher is not None:
@@ -100,21 +120,21 @@ def _adapting(run: PlannedRun, config: HealConfig) -> _Adapting:
     return _Adapting(work, device, int(disk), run.weight_bytes)
 
 
-def _trained(run: PlannedRun) -> float:
+def _trained(run: PlannedRun, config: HealConfig) -> float:
     """How many weights of the candidate are trained: as large a share as of the dense model."""
-    loaded, config = run.context.loaded, run.context.config.heal
+    loaded = run.context.loaded
     chosen, added = trained_weights(loaded.model, loaded.family, config)
     whole = sum(parameter.numel() for parameter in loaded.model.parameters())
     return chosen / whole * run.costs[1]["params"] + added
 
 
-def _healing_bytes(run: PlannedRun, params: float, state: float) -> int:
+def _healing_bytes(run: PlannedRun, config: HealConfig, params: float, state: float) -> int:
     """Disk at the worst moment, a state's bytes given: a file stays until its successor is whole.
 
     A state is written at every measurement but the first and the last, a checkpoint at any of
     them before the state.
     """
-    config, checkpoint = run.context.config.heal.at(run.length), params * run.dtype.itemsize
+    checkpoint = params * run.dtype.itemsize
     states = (config.steps - 1) // config.evaluate_every
     while_state = min(states, 2) * state + checkpoint
     while_checkpoint = min(states, 1) * state + 2 * checkpoint

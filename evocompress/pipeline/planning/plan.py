@@ -18,9 +18,10 @@ from evocompress.pipeline.planning.forewarning import (
     chosen_form,
     foretold_healing,
     left_of_blocks,
+    short_healings,
     unpacked,
 )
-from evocompress.pipeline.planning.healing import heal_stage
+from evocompress.pipeline.planning.healing import heal_last_stage, heal_stage
 from evocompress.pipeline.planning.stages import (
     PlannedRun,
     StagePlan,
@@ -37,8 +38,12 @@ SHORTEST, FEWEST = 64, 8
 STAGES: Mapping[str, Callable[[PlannedRun], StagePlan | None]] = {
     "library": library_stage,
     "search": search_stage,
+    "heal_last": heal_last_stage,
     "heal": heal_stage,
 }
+
+HEALING = ("heal_last", "heal")
+"""The stages that train, which the same settings make smaller."""
 
 TOP_K = 64
 """Tokens of the teacher that advice keeps on disk."""
@@ -56,7 +61,8 @@ class Plan:
     Attributes:
         device: Where.
         dtype: In which it is computed.
-        stages: Library (where one is needed), search and healing.
+        stages: Library (where one is needed), search, short healings of its last candidates (where
+            they are asked for) and healing.
         weights: Bytes of the dense model.
         advice: What does not fit, and the settings that would make it fit.
         notes: What else is to be known beforehand.
@@ -100,6 +106,7 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
         *left_of_blocks(run.context.untimed_space, timed=False),
         *chosen_form(config.space.fits, run.context.form),
         *unpacked(config.model, run.weight_bytes),
+        *short_healings(config, run.length),
         *foretold_healing(run.context.folder, config.heal, run.length),
     )
     dtype = str(run.dtype).removeprefix("torch.")
@@ -110,9 +117,8 @@ def preflight(context: RunContext) -> Iterator[str]:
     """What a search that is about to begin needs, and what to do where that is not there."""
     device = context.loaded.model.device
     run = PlannedRun(context, device.type == "cpu")
-    stages = [search_stage(run)]
-    if (library := library_stage(run)) is not None:
-        stages.insert(0, library)
+    made = (library_stage(run), search_stage(run), heal_last_stage(run))
+    stages = [stage for stage in made if stage is not None]
     memory = max(_needed(run, stage) for stage in stages)
     disk = sum(stage.disk_bytes for stage in stages)
     yield f"needs up to {memory / GIB:,.1f} GiB of memory and {disk / GIB:,.1f} GiB of disk"
@@ -149,7 +155,7 @@ def _advice(run: PlannedRun, stages: Sequence[StagePlan], name: str, memory: int
 
 def _remedies(run: PlannedRun, stage: StagePlan, memory: int, spare: int) -> Iterator[str]:
     """Settings that each alone make a stage fit, found by planning the stage with them."""
-    if stage.name != "heal" and spare > run.least_on_device and not run.streamed:
+    if stage.name not in HEALING and spare > run.least_on_device and not run.streamed:
         yield f"model.device_memory={spare // 2**20}MiB (streams the blocks)"
 
     def fits(section: str, key: str, value: object) -> bool:
@@ -167,7 +173,7 @@ def _remedies(run: PlannedRun, stage: StagePlan, memory: int, spare: int) -> Ite
 def _choices(context: RunContext, stage: str) -> Iterator[tuple[str, str, Sequence[object]]]:
     """Settings with smaller values, the next one first, which may help a stage."""
     config = context.config
-    if stage == "heal":
+    if stage in HEALING:
         yield "heal", "batch", _halves(config.heal.batch, 1)
         yield "heal", "checkpointing", [True] if not config.heal.checkpointing else []
         yield "heal", "optimizer", ["adamw8bit"] if config.heal.optimizer == "adamw" else []
