@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from evocompress.core.circumstances import Environment, change_notes, environment_notes
 from evocompress.core.config import SparsitySpace
-from evocompress.pipeline.winner import not_compared_text
+from evocompress.pipeline.winner import change_of_order, not_compared_text
 from evocompress.report.allocation import UnitGrid
 from evocompress.report.columns import RATIOS, UNTOLD, interval, number, percent
 from evocompress.report.data import (
@@ -301,6 +301,15 @@ def _winner_notes(run: RunData) -> Iterator[str]:
             f"The winner's value in the search, {number(run.winner.value, 4)}, is on calibration "
             "tokens by which it was chosen, so it flatters; judge by the held-out values."
         )
+    if run.winner.healed_last:
+        yield (
+            f"{change_of_order(run.winner.healed_last)} Each was healed with the same text, and "
+            "judged on sequences that neither library, search, held-out part nor training has; "
+            "they chose the winner, so they flatter it."
+        )
+        for row in run.winner.healed_last:
+            if row.reason:
+                yield f"Candidate {row.id} was not healed, so it could not win: {row.reason}."
     patterns = {level.pattern for level in run.winner.by_name().values() if level.zeros}
     if "" in patterns:
         yield (

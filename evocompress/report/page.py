@@ -25,7 +25,7 @@ from evocompress.report.front import choice, detailed, embedded, front_scatter, 
 from evocompress.report.healing import healing_facts
 from evocompress.report.maps import allocation_map
 from evocompress.report.notes import allocation_text, facts, front_text, headlines, notes
-from evocompress.report.tables import tables
+from evocompress.report.tables import last_candidates, tables
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ def _content(run: RunData) -> dict[str, Any]:
         "name": config.name,
         "facts": facts(run),
         "headlines": headlines(evaluation, spanning_costs(run)) if evaluation else [],
-        "rows": [row.name for row in evaluation.rows] if evaluation else [],
-        "tables": tables(evaluation) if evaluation else [],
+        "tables": [*(tables(evaluation) if evaluation else []), *last_candidates(run.winner)],
         "allocation": allocation_text(_winner_grid(run)),
         "notes": notes(run),
     }

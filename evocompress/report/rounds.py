@@ -43,7 +43,6 @@ def write_rounds_report(path: Path) -> Path:
             "Seed": str(config.seed),
         },
         "headlines": [],
-        "rows": [row.name for row in evaluation.rows],
         "tables": tables(evaluation),
         "allocation": "",
         "notes": [

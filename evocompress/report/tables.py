@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evocompress.pipeline.winner import HealedCandidate, Winner, healed_order
 from evocompress.report.columns import (
     UNTOLD,
     Cell,
@@ -26,21 +27,53 @@ MEASURES = {"acc": "", "acc_norm": "by length"}
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A titled table with one line for each column's title and one cell for each model."""
+    """A titled table with one line for each column's title and one cell for each row.
+
+    `rows` are the names of models, or of `what` else the rows are.
+    """
 
     title: str
     columns: tuple[Column, ...]
+    rows: tuple[str, ...]
+    what: str = "model"
 
 
 def tables(evaluation: Evaluation) -> list[ResultTable]:
     """What was measured, one table after the other."""
     rows = evaluation.rows
+    names = tuple(row.name for row in rows)
     found = [
-        ResultTable("Comparison", tuple(columns(rows))),
-        ResultTable("Further texts", tuple(_texts(rows))),
-        ResultTable("Tasks", tuple(_tasks(rows))),
+        ResultTable("Comparison", tuple(columns(rows)), names),
+        ResultTable("Further texts", tuple(_texts(rows)), names),
+        ResultTable("Tasks", tuple(_tasks(rows)), names),
     ]
     return [table for table in found if table.columns]
+
+
+def last_candidates(winner: Winner | None) -> list[ResultTable]:
+    """The last candidates of a search before and after short healings, where there were any."""
+    if winner is None or not winner.healed_last:
+        return []
+    last, places = winner.healed_last, healed_order(winner.healed_last)
+    cells = {
+        "By the proxy": [Cell(number(row.value, 4)) for row in last],
+        "Validation, before healing": [_value(row.before) for row in last],
+        "Validation, after healing": [
+            Cell() if row.after is None else Cell(number(row.after, 4), (_place(places, row),))
+            for row in last
+        ],
+    }
+    titled = tuple(Column(title, "", tuple(found)) for title, found in cells.items())
+    names = tuple(f"{row.id}, winner" if row.id == winner.id else row.id for row in last)
+    return [ResultTable("Last candidates", titled, names, what="candidate")]
+
+
+def _value(value: float | None) -> Cell:
+    return Cell() if value is None else Cell(number(value, 4))
+
+
+def _place(places: Sequence[HealedCandidate], row: HealedCandidate) -> str:
+    return f"number {places.index(row) + 1}"
 
 
 def table_notes(evaluation: Evaluation) -> Iterator[str]:
