@@ -281,6 +281,19 @@ def test_a_healing_that_is_there_is_not_averaged_over(cluster, searched):
     assert not (run / "heal" / "members").exists()
 
 
+@clustered
+def test_the_last_candidates_are_healed_beside_each_other(cluster, run_file):
+    """The values, and so the winner, are those of healings in one process."""
+    changes = ["space.budget={body_params: 0.8}", "search.heal_last={candidates: 3, tokens: 500}"]
+    here = api.search(load_config(run_file, ["name=last-here", *changes]))
+    there = api.search(load_config(run_file, ["name=last-there", *changes, *ON_RAY]))
+    assert (there / "winner.json").read_bytes() == (here / "winner.json").read_bytes()
+    winner = json.loads((there / "winner.json").read_text())
+    assert len(winner["healed_last"]) == 3 and not (there / "last_candidates").exists()
+    own, other = ((run / "journal.jsonl").read_bytes().splitlines() for run in (here, there))
+    assert own[-3:] == other[-3:] and all(b'"type":"healed"' in line for line in own[-3:])
+
+
 def wait_long(tell):
     tell("waiting")
     time.sleep(600)
