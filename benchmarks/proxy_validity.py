@@ -3,9 +3,10 @@
 24 candidates of one budget over the range of quality: the winner of `auto`, ever more changed
 copies of it, the even one and random ones. Each is healed with the same fresh text and judged on
 held-out texts. Rank correlations with the KL after the long healing, with bootstrap intervals, of
-the proxy before healing (``plain``) and of the KL on the search part after short healings
-(``aware``), and the regret of picking by each: how much worse the pick is than the best. With a
-folder of tasks the same for their wrong answers, the mean over tasks.
+the proxy before healing (``plain``), of the KL on the search part after short healings (``aware``)
+and of that on their validation sequences, which ``search.heal_last`` chooses by (``validated``),
+and the regret of picking by each: how much worse the pick is than the best. With a folder of tasks
+the same for their wrong answers, the mean over tasks.
 
     python benchmarks/proxy_validity.py --calibration wikitext2-valid.txt --text books-train.txt
         --heldout wikitext2-test.txt books-heldout.txt --tasks tasks --json out.json
@@ -53,6 +54,9 @@ DISTANCES = (1, 2, 4, 8, 16, 32)
 """How often a changed copy of the winner is changed."""
 
 RESAMPLINGS = 2000
+
+VALIDATION = "validation"
+"""The sequences of a healing that choose its best step."""
 
 
 def main() -> None:
@@ -161,6 +165,7 @@ class Study(Winner):
             train, validation = text.take_both(config.sequences, config.validation_sequences)
             report = heal(plain, loaded, train, validation, config, folder / str(tokens))
             row |= self._measured(Path(report.checkpoint), tokens)
+            row[f"{VALIDATION}_{tokens}"] = report.best_kl
         row |= self._answers(Path(report.checkpoint))
         shutil.rmtree(folder)
         return row
@@ -189,15 +194,14 @@ def _figures(
 ) -> dict[str, Figure]:
     """Correlations and regrets of a setting."""
     texts = [key.rpartition("_")[0] for key in rows[0] if key.endswith(f"_{lengths[-1]}")]
-    judged = [text for text in texts if text != "search"]
+    judged = [text for text in texts if text not in ("search", VALIDATION)]
     kl = np.mean([_column(rows, f"{text}_{lengths[-1]}") for text in judged], axis=0)
     judges = {"": kl} | ({"wrong_": _column(rows, "wrong")} if "wrong" in rows[0] else {})
     headings = ("judge", "picked by", "Spearman", "Kendall", "regret of the pick")
     table = Table(*headings, title=setting, box=SIMPLE)
     figures: dict[str, Figure] = {f"{setting}_candidates": len(rows)}
-    for (judge, after), tokens in product(judges.items(), (0, *lengths[:-1])):
-        before = _column(rows, f"search_{tokens}")
-        name = f"aware_{tokens}" if tokens else "plain"
+    for (judge, after), (name, key) in product(judges.items(), _picks(rows, lengths).items()):
+        before = _column(rows, key)
         rho, low, high = _interval(before, after)
         tau = float(scipy.stats.kendalltau(before, after).statistic)
         regret = float(after[before.argmin()] / after.min() - 1)
@@ -212,6 +216,13 @@ def _figures(
         }
     Console().print(table)
     return figures
+
+
+def _picks(rows: Sequence[Mapping[str, Any]], lengths: Sequence[int]) -> dict[str, str]:
+    """What a candidate may be picked by, with its key; older cells have no validation values."""
+    picks = {"plain": "search_0"} | {f"aware_{n}": f"search_{n}" for n in lengths[:-1]}
+    picks |= {f"validated_{n}": f"{VALIDATION}_{n}" for n in lengths[:-1]}
+    return {name: key for name, key in picks.items() if all(key in row for row in rows)}
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> Values:
