@@ -232,7 +232,7 @@ def test_a_search_with_one_candidate_has_nothing_to_choose_from(made: Path) -> N
     assert "no second candidate was compared with the winner" in (run / "log.txt").read_text()
 
 
-FRONT = {"name": "nsga2", "objectives": ["matrix_nonzeros"], "population": 4, "tokens": 4000}
+FRONT = {"name": "nsga2", "objectives": ["matrix_nonzeros"], "population": 4, "tokens": 20_000}
 
 
 @pytest.mark.parametrize(
@@ -257,8 +257,8 @@ def test_text_that_is_at_its_end_is_refused_before_the_search(made: Path) -> Non
     short.write_text(TEXT[:4500])
     run = small_run(made, name="short")
     run["calibration"] |= {"source": str(short)}
-    run["search"] = {"heal_last": {}}
-    config = RunConfig.model_validate(run | {"heal": {"validation_sequences": 100}})
+    run["search"] = run["search"] | {"heal_last": HEAL_LAST}
+    config = RunConfig.model_validate(run | {"heal": {"validation_sequences": 500}})
     with pytest.raises(EvoCompressError, match="has nothing left for healing"):
         api.search(config)
     assert not config.folder.exists()
