@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from run_files import TEXT, small_run
 from evocompress import api
 from evocompress.core.config import HealConfig, RunConfig
 from evocompress.core.errors import ConfigError, EvoCompressError, HealingDiverged
+from evocompress.core.progress import Silent
 from evocompress.evaluation.calibration.calibration import load_calibration
 from evocompress.evaluation.calibration.fresh import FreshText
 from evocompress.export import materialize
@@ -80,7 +81,7 @@ def test_the_text_that_chooses_is_in_no_other_part(made: Path) -> None:
     config = run_of(made, "text")
     loaded = load(str(made / "model"))
     calibration = load_calibration(config.calibration, loaded)
-    recipe = short_healing.short_recipe(config, loaded, calibration, api.Silent())
+    recipe = short_healing.short_recipe(config, loaded, calibration, Silent())
     assert recipe is not None
     longer = FreshText(config.heal, config.calibration, loaded, calibration)
     trained, validation = longer.take_both(40, config.heal.validation_sequences)
@@ -97,9 +98,6 @@ def test_without_it_nothing_is_another(made: Path, whole: Path) -> None:
     assert "heal_last" not in Memory(plain / "journal.jsonl").header
     assert Memory(plain / "journal.jsonl").steps == Memory(whole / "journal.jsonl").steps
     assert not (whole / "last_candidates").exists()
-
-
-Wrap = Callable[..., HealReport]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
