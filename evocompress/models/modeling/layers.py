@@ -8,7 +8,7 @@ bias although the class gives it none.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -235,6 +235,37 @@ class Experts(nn.ModuleList):
                 output = expert(every[tokens]) * weights[tokens, places, None]
                 total.index_add_(0, tokens, output.to(total.dtype))
         return total.view(hidden_states.shape)
+
+
+class FoldedBlock(nn.Module):
+    """Mixin for a block with blocks without attention ``before`` and ``after`` it."""
+
+    before: nn.ModuleList
+    after: nn.ModuleList
+
+    def forward(self, hidden_states: torch.Tensor, *given: Any, **named: Any) -> Any:
+        """As the block's own."""
+        for block in self.before:
+            hidden_states = block(hidden_states, *given, **named)
+        hidden_states = super().forward(hidden_states, *given, **named)
+        for block in self.after:
+            hidden_states = block(hidden_states, *given, **named)
+        return hidden_states
+
+
+@cache
+def folded(block: Any) -> type[nn.Module]:
+    """The class of a block with others around it; it has the same name."""
+    return type(block.__name__, (FoldedBlock, block), {})
+
+
+@cache
+def uncounted(block: Any) -> type[nn.Module]:
+    """A class that computes what a block's does, and that transformers takes for no layer."""
+    bases = block.__mro__[: block.__mro__.index(nn.Module)]
+    every = {name: one for base in reversed(bases) for name, one in vars(base).items()}
+    own = {name: one for name, one in every.items() if not name.startswith("__")}
+    return type(block.__name__, (nn.Module,), own)
 
 
 class LayerConfig:

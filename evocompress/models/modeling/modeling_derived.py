@@ -11,7 +11,7 @@ config of its language model.
 import copy
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -32,8 +32,10 @@ from .layers import (
     LayerConfig,
     PerLayerConfig,
     check_cache,
+    folded,
     gating,
     projections,
+    uncounted,
 )
 
 PREFIX = "Evocompress"
@@ -114,37 +116,6 @@ def check_caches(values: Iterable[Any], layer: int | None) -> None:
     for value in values:
         if layer is not None and isinstance(value, Cache):
             check_cache(value, layer)
-
-
-class FoldedBlock(nn.Module):
-    """Mixin for a block with blocks without attention ``before`` and ``after`` it."""
-
-    before: nn.ModuleList
-    after: nn.ModuleList
-
-    def forward(self, hidden_states: torch.Tensor, *given: Any, **named: Any) -> Any:
-        """As the block's own."""
-        for block in self.before:
-            hidden_states = block(hidden_states, *given, **named)
-        hidden_states = super().forward(hidden_states, *given, **named)
-        for block in self.after:
-            hidden_states = block(hidden_states, *given, **named)
-        return hidden_states
-
-
-@cache
-def folded(block: Any) -> type[nn.Module]:
-    """The class of a block with others around it; it has the same name."""
-    return type(block.__name__, (FoldedBlock, block), {})
-
-
-@cache
-def uncounted(block: Any) -> type[nn.Module]:
-    """A class that computes what a block's does, and that transformers takes for no layer."""
-    bases = block.__mro__[: block.__mro__.index(nn.Module)]
-    every = {name: one for base in reversed(bases) for name, one in vars(base).items()}
-    own = {name: one for name, one in every.items() if not name.startswith("__")}
-    return type(block.__name__, (nn.Module,), own)
 
 
 def alone(block: nn.Module, edits: Mapping[str, Any]) -> nn.Module:

@@ -98,7 +98,7 @@ def test_a_type_with_which_nothing_can_be_done_has_its_reason(name: str, reason:
 @pytest.mark.parametrize("name", ["deit", "gpt2"])
 def test_a_type_of_several_classes_or_with_other_keys_is_shown_whole(name: str) -> None:
     found = offers_of_type(name)
-    assert found.layout == ("own" if name == "deit" else "derived")
+    assert found.layout == "derived"
     assert found.actions["heads"] == found.blocks == 12
 
 
