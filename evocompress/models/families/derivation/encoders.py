@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
 
 from evocompress.core.types import Architecture
 from evocompress.models.dummy_inputs import image_shape
@@ -26,6 +26,7 @@ from evocompress.models.families.derivation.shrink import CONTEXT, random_model
 from evocompress.models.families.derivation.stream import is_norm
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.derivation.tracing import (
+    FAILURES,
     TracedBlock,
     first_tensor,
     moved_positions,
@@ -36,7 +37,11 @@ from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.retasked import with_task
 from evocompress.models.families.shapes import attention_windows
 from evocompress.models.families.stand_ins import Recorder, among_others
+from evocompress.models.modeling.modeling_derived import model_classes
 from evocompress.models.tasks import EMBEDDINGS, SCORES, Task
+
+PUBLISHED = (AutoModelForMaskedLM, AutoModelForPreTraining)
+"""The classes of transformers with whose heads embedding models are published."""
 
 WINDOW = 3
 """Tokens of the windows of a tiny model by which it is seen what they mean."""
@@ -278,8 +283,8 @@ def _unused(family: DerivedEncoder, model: PreTrainedModel, batch: Tensor) -> st
     """A regular expression of the tensors with which nothing that is compared is computed.
 
     Of embeddings that are pooled here those are all of the modules that run behind the final
-    states, and of the heads that checkpoints may have; of other models those of modules that do
-    not run.
+    states, and of the heads with which checkpoints are published; of other models those of modules
+    that do not run.
     """
     own_head = family.task.compared == "logits"
     body, ran, ended = model.base_model if own_head else model, [""], [0]
@@ -292,14 +297,28 @@ def _unused(family: DerivedEncoder, model: PreTrainedModel, batch: Tensor) -> st
         end = family._end(model)
         stack.callback(end.register_forward_hook(lambda *_: ended.append(len(ran))).remove)
         model(**family.task.inputs(batch))
-    children = [name for name, _ in body.named_children()]
-    prefix = rf"(?:{re.escape(model.base_model_prefix)}\.)?"
+    unused = {name for name, _ in body.named_children()} - {*ran}
     if not own_head and family.task.pooling != "pooler":
-        own = (name for name, _ in body.named_parameters(recurse=False))
-        needed = "|".join(map(re.escape, {*ran[1 : ended[-1]], *own} - {""}))
-        return rf"(?!{prefix}(?:{needed})(?:\.|$)).*"
-    never = "|".join(re.escape(name) for name in children if name not in ran)
-    return rf"{prefix}(?:{never})\..*" if never else ""
+        unused = unused | {*ran[ended[-1] :]} - {*ran[: ended[-1]]} | _heads(model)
+    prefix = rf"(?:{re.escape(model.base_model_prefix)}\.)?"
+    names = "|".join(map(re.escape, sorted(unused)))
+    return rf"{prefix}(?:{names})(?:\..*|$)" if names else ""
+
+
+def _heads(model: PreTrainedModel) -> set[str]:
+    """The names of what models of a type are trained with beside their body, such as masked ones.
+
+    Embedding models are often published with these.
+    """
+    found: set[str] = set()
+    for auto in PUBLISHED:
+        for cls in model_classes(auto, type(model.config)):
+            with suppress(*FAILURES), torch.device("meta"):
+                every: Any = cls(copy.deepcopy(model.config))
+                parameters = (name for name, _ in every.named_parameters(recurse=False))
+                children = (name for name, _ in every.named_children())
+                found |= {*parameters, *children} - {every.base_model_prefix}
+    return found
 
 
 def _check_outputs(family: DerivedEncoder, model: PreTrainedModel, batch: Tensor) -> None:
