@@ -35,7 +35,7 @@ def edits_of(loaded: LoadedModel, state: StateDict, candidate: Candidate, block:
         key: {
             name: value
             for name, value in (before.get(key, {}) | told).items()
-            if not name.startswith(removed)
+            if not f"{name}.".startswith(removed)
         }
         for key, told in now.items()
     }
@@ -64,7 +64,7 @@ def _experts(loaded: LoadedModel, block: Block) -> dict[str, list[int]]:
     """Where a mixture holds its experts, how many are left, and how many channels they have."""
     mixture = loaded.family.at(block.index).mixture
     own = [len(block.experts), block.widths.channels]
-    return {f"{mixture.mlp}.experts": own} if mixture else {}
+    return {mixture.experts: own} if mixture else {}
 
 
 def _shapes(loaded: LoadedModel, state: StateDict, block: Block) -> dict[str, list[int]]:

@@ -131,7 +131,7 @@ class Gguf:
 
     def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
         """The costs that can be counted in the file."""
-        return gguf_costs(folder / GGUF_FILE, loaded.model)
+        return gguf_costs(folder / GGUF_FILE, loaded)
 
 
 def _is_uneven(loaded: LoadedModel, candidate: Candidate) -> bool:

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
-from evocompress.export.gguf_tensors import ROPE_FACTORS
+from evocompress.export.gguf_architectures import ARCHITECTURES, UNEVEN
+from evocompress.export.gguf_tensors import ROPE_FACTORS, gguf_name
+from evocompress.models.loading import LoadedModel
 
 NO_PARAMETERS = (ROPE_FACTORS, "layer_output_scale.weight")
 """What a file holds that is a buffer in transformers, or no tensor."""
@@ -20,18 +21,19 @@ CHOICE_BUFFERS = {"e_score_correction_bias", "expert_bias"}
 """What transformers calls such buffers."""
 
 MATRIX = re.compile(
-    r"blk\.\d+\.(attn_(qkv|q|k|v|output|q_a|[qkv]_b|kv_a_mqa)|ffn_(gate|up|down)(_s?h?exps?)?|shortconv\.\w+_proj|"
+    r"blk\.\d+\.(attn_(qkv|q|k|v|output|q_a|[qkv]_b|kv_a_mqa)|ffn_(gate|up|gate_up|down)(_s?h?exps?)?|shortconv\.\w+_proj|"
     r"ssm_(in|out|ba|alpha|beta)|attn_gate)\.weight"
 )
 
 
-def gguf_costs(path: Path, dense: nn.Module) -> dict[str, int]:
+def gguf_costs(path: Path, loaded: LoadedModel) -> dict[str, int]:
     """The costs that can be counted in a file, but for what is no parameter of the dense model."""
     from gguf import GGUFReader, dequantize
 
-    buffers = {name.rpartition(".")[2] for name, _ in dense.named_buffers()}
+    buffers = {name.rpartition(".")[2] for name, _ in loaded.model.named_buffers()}
     left_out = (*NO_PARAMETERS, CHOICES) if buffers & CHOICE_BUFFERS else NO_PARAMETERS
 
+    staying = _staying(loaded)
     total = body = matrices = zeros = size = 0
     for tensor in GGUFReader(path).tensors:
         if tensor.name.endswith(left_out):
@@ -39,7 +41,8 @@ def gguf_costs(path: Path, dense: nn.Module) -> dict[str, int]:
         count = int(tensor.n_elements)
         total += count
         size += int(tensor.n_bytes)
-        body += count if tensor.name.startswith("blk.") else 0
+        inner = tensor.name.startswith("blk.") and tensor.name.split(".", 2)[2] not in staying
+        body += count if inner else 0
         if MATRIX.fullmatch(tensor.name):
             matrices += count
             weights = dequantize(tensor.data, tensor.tensor_type)
@@ -52,3 +55,17 @@ def gguf_costs(path: Path, dense: nn.Module) -> dict[str, int]:
         "matrix_nonzeros": matrices - zeros,
         "weight_bytes": size,
     }
+
+
+def _staying(loaded: LoadedModel) -> set[str]:
+    """The names, within a block, of what counts as outside: it stays without the sub-layers."""
+    family = loaded.family
+    known = {**UNEVEN, **ARCHITECTURES}[family.model_type]
+    found: set[str] = set()
+    for index, block in enumerate(family.blocks(loaded.model)):
+        within = tuple(f"{path}." for path in family.at(index).shared)
+        for name, _ in block.named_parameters() if within else ():
+            if f"{name}.".startswith(within):
+                whole = f"{family.block_names[index]}.{name}"
+                found.add(gguf_name(whole, loaded.model, known.name).split(".", 2)[2])
+    return found

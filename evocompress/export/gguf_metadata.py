@@ -176,10 +176,10 @@ def _add_experts(writer: Any, loaded: LoadedModel, tensors: Mapping[str, Tensor]
     first = {name.split(".", 2)[2]: tensor for name, tensor in blocks}
     if "ffn_down_exps.weight" not in first:
         return
+    assert mixture is not None  # who has such tensors
     count, _, channels = first["ffn_down_exps.weight"].shape
     writer.add_expert_count(count)
-    used = mixture.active if mixture else text_config(loaded.model.config).top_k_experts
-    writer.add_expert_used_count(used)
+    writer.add_expert_used_count(mixture.active)
     writer.add_expert_feed_forward_length(channels)
     if "ffn_down_shexp.weight" in first:
         shared = first["ffn_down_shexp.weight"].shape[1]

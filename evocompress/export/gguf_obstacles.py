@@ -23,7 +23,7 @@ from evocompress.export.gguf_rotary import frequencies, rotary_obstacle
 from evocompress.export.layout import Layout, layout, second_round
 from evocompress.export.llama_like import LLAMA_LIKE, first_without_attention, unlike_llama
 from evocompress.export.modeling_file import ModelingFile
-from evocompress.export.stock import Stock, differing_obstacle
+from evocompress.export.stock import Stock, differing_obstacle, uneven_experts
 from evocompress.models.families.shapes import attention_windows
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
@@ -100,6 +100,8 @@ def _without_place(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | 
     lost = left.first(lambda block, sublayer: sublayer == "mlp" and sublayer in block.dropped)
     if lost and getattr(text_config(loaded.model.config), "enable_moe_block", False):
         return f"cannot leave out {lost}, because llama.cpp's {found.name} wants its experts"
+    if found.own and loaded.family.mixture is not None and (uneven := uneven_experts(left)):
+        return uneven
     if found.differing:
         return differing_obstacle(left, found.differing)
     if found.borrowed and not found.fused:

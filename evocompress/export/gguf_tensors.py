@@ -26,7 +26,7 @@ from evocompress.export.gguf_language import (
     language_type,
 )
 from evocompress.export.gguf_latent import by_heads
-from evocompress.export.gguf_mixers import apart, as_mixer
+from evocompress.export.gguf_mixers import apart, as_mixer, tensor_kinds
 from evocompress.export.gguf_multipliers import with_multipliers
 from evocompress.export.gguf_rotary import factors, frequencies
 from evocompress.export.gguf_uneven import as_uneven
@@ -35,7 +35,7 @@ from evocompress.models.loading import LoadedModel
 
 ROPE_FACTORS = "rope_freqs.weight"
 
-EXPERT = re.compile(r".+\.(\d+)\.\w+\.experts\.\d+\.(\w+)_proj\.(weight|bias)")
+EXPERT = re.compile(r".+\.(\d+)\.(?:\w+\.)?experts\.\d+\.(\w+)_proj\.(weight|bias)")
 
 RENAMED = (
     (r"block_sparse_moe\.router\.weight$", "block_sparse_moe.router.layer.weight"),
@@ -94,8 +94,22 @@ def _named(
             place = _place(part, model, name_of_type)
             own = with_multipliers(place, as_mixer(place, own, config), config)
             yield from by_heads(place, own, config)
-    for name, every in stacks.items():
-        yield name, torch.stack(every)
+    yield from _of_experts(
+        {name: torch.stack(every) for name, every in stacks.items()}, name_of_type
+    )
+
+
+def _of_experts(stacks: Mapping[str, Tensor], architecture: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of all experts, with gate and up as one (E, 2I, H) where there are no others."""
+    kinds = tensor_kinds(architecture)
+    joined = "FFN_GATE_UP_EXP" in kinds and "FFN_UP_EXP" not in kinds
+    for name, tensor in stacks.items():
+        gate = name.replace(".ffn_up_exps.", ".ffn_gate_exps.")
+        if joined and gate != name:
+            both = torch.cat([stacks[gate], tensor], dim=1)
+            yield name.replace(".ffn_up_exps.", ".ffn_gate_up_exps."), both
+        elif not joined or ".ffn_gate_exps." not in name:
+            yield name, tensor
 
 
 def _turned(tensors: Mapping[str, Tensor], loaded: LoadedModel) -> dict[str, Tensor]:
@@ -111,7 +125,7 @@ def _turned(tensors: Mapping[str, Tensor], loaded: LoadedModel) -> dict[str, Ten
     }
 
 
-def _place(name: str, model: PreTrainedModel, architecture: str) -> str:
+def gguf_name(name: str, model: PreTrainedModel, architecture: str) -> str:
     """What llama.cpp calls a tensor."""
     import gguf
 

@@ -40,7 +40,7 @@ def measured_costs(
     paths = "|".join(matrix.pattern for matrix in family.matrices)
     if family.mixture is not None:
         # As transformers keeps the matrices of all experts of a layer.
-        paths += rf"|{re.escape(family.mixture.mlp)}\.experts\.(mlp\.)?({'|'.join(FUSED)})"
+        paths += rf"|{re.escape(family.mixture.experts)}\.(mlp\.)?({'|'.join(FUSED)})"
     matrix = re.compile(rf"{block}({paths})(\.weight)?")
     staying = _staying(loaded)
     total = body = matrices = zeros = size = 0

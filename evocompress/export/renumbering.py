@@ -145,7 +145,7 @@ def _is_silenced(
     own = (matrix for matrix in family.matrices if f"{matrix.path}.weight" not in family.tied)
     paths = [matrix.path for matrix in own if matrix.sublayer == sublayer]
     if family.mixture is not None and sublayer == "mlp":
-        paths.append(f"{family.mixture.mlp}.experts")
+        paths.append(family.mixture.experts)
     for name, parameter in loaded.family.blocks(zeroed)[index].named_parameters():
         if name.startswith(tuple(f"{path}." for path in paths)):
             parameter.zero_()

@@ -160,6 +160,11 @@ def _lost_experts(left: Layout, loaded: LoadedModel) -> str | None:
     return f"cannot leave out experts of {left.path}.{lost}.mlp, {why}"
 
 
+def uneven_experts(left: Layout) -> str | None:
+    """What a format cannot hold that knows one number and one width of experts for all blocks."""
+    return _experts(left) or _narrower(left, ("mlp",))
+
+
 def differing_obstacle(left: Layout, differing: Collection[SubLayerName]) -> str | None:
     """What a format cannot hold that knows whole blocks, of which some kinds of parts differ."""
     alike = [kind for kind in SUBLAYERS if kind not in differing]

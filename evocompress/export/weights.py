@@ -164,7 +164,7 @@ def renumbered(names: BlockNames, kept: Sequence[Block]) -> Callable[[str], str]
     """A function from a parameter's name where only `kept` blocks are to its name when dense."""
     in_dense_block = names.renamed([block.index for block in kept])
     experts = {names[block.index]: block.experts for block in kept}
-    expert = re.compile(rf"^({names.pattern})\.(.+\.experts)\.(\d+)\.")
+    expert = re.compile(rf"^({names.pattern})\.((?:.+\.)?experts)\.(\d+)\.")
 
     def dense_name(name: str) -> str:
         renamed = in_dense_block(name)

@@ -122,7 +122,7 @@ def _edits(
             shapes[f"{output.path}.bias"] = [matrix_shape(block, output)[0]]
     experts: Edits = {}
     if family.mixture and "mlp" in left:
-        path = f"{family.mixture.mlp}.experts"
+        path = family.mixture.experts
         whole: Any = block.get_submodule(path)
         count = next((former[key] for key in EXPERTS if key in former), len(whole))
         experts = {path: [count, own.channels]}

@@ -54,6 +54,11 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 1,
         "num_kv_shared_layers": 2,
     },
+    "gemma4_text with experts": {
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        **{"enable_moe_block": True, "moe_intermediate_size": 24},
+        **{"num_experts": 4, "top_k_experts": 2},
+    },
     "laguna": {"num_attention_heads_per_layer": [48, 64, 48], "num_hidden_layers": 3},
     "mimo_v2_flash": {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
     "recurrent_gemma sharing one head": {"num_key_value_heads": 1},

@@ -184,7 +184,7 @@ def test_dropped_experts_are_gone(name: str, tmp_path: Path) -> None:
     out = write(loaded, candidate, tmp_path / "out", "hf")
     assert_written(out, loaded, candidate)
     edits = config_of(out)["per_layer_config"]["0"]["edits"]
-    assert edits["experts"] == {f"{mixture.mlp}.experts": [len(experts) // 4 - 1, 100]}
+    assert edits["experts"] == {mixture.experts: [len(experts) // 4 - 1, 100]}
     with pytest.raises(ModelError, match=f"a mixture of experts .{name}., which cannot"):
         load(str(out), device="cpu")
 

@@ -24,6 +24,7 @@ HELD = {
     "dbrx": "matrices of all experts below each other",
     "afmoe": "a dense first layer; biases of the router as a parameter",
     "ernie4_5_moe": "the same in one row of a matrix",
+    "gemma4_text with experts": "beside a dense MLP, in the block itself",
     "gpt_oss": "biases; gate and up projection in turns",
 }
 

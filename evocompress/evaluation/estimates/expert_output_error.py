@@ -15,6 +15,9 @@ from evocompress.evaluation.estimates.experts import Mixed, mixtures
 def expert_output_error(subject: Subject) -> Rows:
     """‖F(x) - F'(x)‖² / ‖F(x)‖² of a mixture F and the same without an expert, over all tokens.
 
+    F is the MLP, with experts that every token passes; where router and experts lie in the block
+    beside a dense MLP, as Gemma 4's, it is these two alone.
+
     The reconstruction loss of Lu et al. 2024 (2402.14800) for single experts, as a share of the
     output's energy so that layers are comparable. The router chooses among the others. Only tokens
     that used the expert pass the mixture again: ask for it with as many forward passes more as a
@@ -33,8 +36,9 @@ def expert_output_error(subject: Subject) -> Rows:
         for mixed in mixtures(live, subject.candidate)
         if len(mixed.kept) > mixed.active
     ]
-    handles = [each.mixed.core.register_forward_hook(each.add) for each in measured]
+    handles = [each.mixed.router.register_forward_hook(each.enter) for each in measured]
     handles += [each.mixed.experts.register_forward_hook(each.note) for each in measured]
+    handles += [each.mixed.core.register_forward_hook(each.add) for each in measured]
     run_hooked(subject, handles)
     return {name: row for each in measured for name, row in each.rows().items()}
 
@@ -46,8 +50,12 @@ class _Measured:
         self.mixed = mixed
         self._errors = [0.0] * len(mixed.kept)
         self._energy = 0.0
-        self._routed = self._chosen = torch.zeros(0)
+        self._entered = self._routed = self._chosen = torch.zeros(0)
         self._grow = not getattr(mixed.router, "norm_topk_prob", True)
+
+    def enter(self, _: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+        """A forward hook: what the router chooses by (N, H)."""
+        self._entered = inputs[0].flatten(0, -2)
 
     def note(self, _: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """A forward hook: the chosen experts (N, K), and what they make of the tokens (N, H)."""
@@ -63,7 +71,7 @@ class _Measured:
         for number in range(len(self.mixed.kept)):
             users = (chosen == number).any(dim=-1)
             if bool(users.any()):
-                without = self._without(number, module, tokens[users])
+                without = self._without(number, module, tokens, users)
                 change = (without - whole[users]).double()
                 self._errors[number] += float(change.square().sum())
             if self._grow:
@@ -74,19 +82,22 @@ class _Measured:
                 )
                 self._errors[number] += float((energies[~users] * (share / (1 - share)) ** 2).sum())
 
-    def _without(self, number: int, module: nn.Module, tokens: Tensor) -> Tensor:
-        """What the mixture makes of tokens (n, H) without an expert; no hooks are run."""
+    def _without(self, number: int, module: nn.Module, tokens: Tensor, users: Tensor) -> Tensor:
+        """What the mixture makes of some tokens (N, H) without an expert; its hook is not run."""
         mixed = self.mixed
         left = [i for i in range(len(mixed.indices)) if i != number]
+        noted = self._entered, self._routed, self._chosen
         former = put_attributes(mixed.block, mixed.routing(left))
-        routed, chosen = self._routed, self._chosen
         try:
-            result = module.forward(tokens[None])
+            if mixed.alone:
+                result = module.forward(tokens[users], *mixed.choice(self._entered[users]))
+            else:
+                result = module.forward(tokens[users][None])
         finally:
             put_attributes(mixed.block, former)
-            self._routed, self._chosen = routed, chosen
+            self._entered, self._routed, self._chosen = noted
         found: Tensor = result[0] if isinstance(result, tuple) else result
-        return found.view_as(tokens)
+        return found.view(-1, tokens.shape[-1])
 
     def rows(self) -> Rows:
         """For each expert its error."""

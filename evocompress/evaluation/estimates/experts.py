@@ -35,14 +35,26 @@ class Mixed:
     kept: tuple[str, ...]
 
     @property
+    def alone(self) -> bool:
+        """Whether no module holds both router and experts but the block itself."""
+        return not self.mixture.mlp
+
+    @property
     def core(self) -> nn.Module:
-        """The MLP."""
-        return self.block.get_submodule(self.mixture.mlp)
+        """The MLP; the experts, where they are `alone`."""
+        return self.experts if self.alone else self.block.get_submodule(self.mixture.mlp)
+
+    def choice(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The experts that the router chooses for tokens (N, H), and their weights, both (N, K)."""
+        told = self.router.forward(tokens)
+        chosen = next(one for one in told if not one.is_floating_point())
+        weights = [one for one in told if one.is_floating_point() and one.shape == chosen.shape]
+        return chosen, weights[-1]
 
     @property
     def experts(self) -> nn.Module:
         """What the chosen experts are in; a shared one is beside it."""
-        return self.block.get_submodule(f"{self.mixture.mlp}.experts")
+        return self.block.get_submodule(self.mixture.experts)
 
     def routed(self, given: tuple[Tensor, ...], made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Which experts tokens were sent to (N, K), with their weights, and what became of each.
@@ -80,7 +92,7 @@ class Mixed:
         own = [self.indices[i] for i in left]
         # A router that keeps what it has of all knows the indices, others have forgotten the rest.
         attributes = self.mixture.routing(self.block, own if self.mixture.whole_router else left)
-        attributes[f"{self.mixture.mlp}.experts", "kept"] = tuple(own)
+        attributes[self.mixture.experts, "kept"] = tuple(own)
         return attributes
 
     @property

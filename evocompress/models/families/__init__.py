@@ -166,7 +166,7 @@ def split_experts(model: PreTrainedModel, like: PreTrainedModel) -> None:
     """
     family = family_of(like)
     kinds = (family.at(index).mixture for index in range(len(family.blocks(like))))
-    mixtures = {mixture.mlp: mixture for mixture in kinds if mixture is not None}
+    mixtures = {mixture.experts: mixture for mixture in kinds if mixture is not None}
     # A model of another type that it is compared with may have no such list of blocks.
     blocks = dict(model.named_modules()).get(family.layers_path)
     for block in blocks.children() if mixtures and blocks is not None else ():

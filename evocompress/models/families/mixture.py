@@ -68,7 +68,7 @@ class Mixture:
     """How a block holds the experts of its MLP.
 
     Attributes:
-        mlp: Module path of the MLP, whose ``experts`` are the experts.
+        experts: Module path of the experts.
         count: Experts of an MLP.
         active: Experts that a token uses.
         entries: Paths of the tensors of the router with an entry for each expert.
@@ -85,7 +85,7 @@ class Mixture:
         known: Of how many experts such a router has entries; 0: of those there are.
     """
 
-    mlp: str
+    experts: str
     count: int
     active: int
     entries: tuple[str, ...]
@@ -99,6 +99,11 @@ class Mixture:
     known: int = 0
 
     @property
+    def mlp(self) -> str:
+        """Module path of the experts and their router; empty where these lie in the block."""
+        return self.experts.rpartition(".")[0]
+
+    @property
     def router(self) -> str:
         """Module path of what chooses the experts of each token."""
         return self.entries[0].rpartition(".")[0]
@@ -110,7 +115,7 @@ class Mixture:
 
     def expert_path(self, index: int) -> str:
         """Module path of an expert within its block."""
-        return f"{self.mlp}.experts.{index}"
+        return f"{self.experts}.{index}"
 
     def prepare(self, model: PreTrainedModel, blocks: Iterable[nn.Module]) -> None:
         """Give every expert of a model's blocks matrices of its own, views of the fused ones.
@@ -121,11 +126,13 @@ class Mixture:
         """
         model.config.output_router_logits = False
         for block in blocks:
-            path = f"{self.mlp}.experts"
-            held: Any = getattr(block.get_submodule(self.mlp), "experts", None)
-            if held is not None and not isinstance(held, ExpertViews):
-                split = isinstance(held, Experts)  # those of a compressed checkpoint
-                block.set_submodule(path, of_checkpoint(held) if split else expert_views(held))
+            held: Any = dict(block.named_modules()).get(self.experts)
+            if isinstance(held, Experts):
+                split = isinstance(held, ExpertViews)
+                views = held if split else of_checkpoint(held)  # those of a compressed checkpoint
+                block.set_submodule(self.experts, views)
+            elif held is not None and projections(held):
+                block.set_submodule(self.experts, expert_views(held))
 
     @property
     def whole_router(self) -> bool:
@@ -180,7 +187,6 @@ class Mixture:
         The router then chooses among these as if there were no others. The former values restore
         the block, which has the modules of its MLP in place.
         """
-        experts = f"{self.mlp}.experts"
         if self.silencer:
             owner, _, name = self.silencer.rpartition(".")
             tensor = tensor_of(block, self.silencer)
@@ -188,8 +194,8 @@ class Mixture:
             values[numbers] = tensor.detach()[numbers]
             return {
                 (owner, name): _like(tensor, values),
-                (experts, "kept"): tuple(kept),
-                (experts, "numbers"): tuple(numbers),
+                (self.experts, "kept"): tuple(kept),
+                (self.experts, "numbers"): tuple(numbers),
             }
         found: Attributes = {place: len(kept) for place in self.numbers}
         for path in self.entries:
@@ -198,7 +204,7 @@ class Mixture:
             rows = tensor.detach()
             rows = rows[:, list(kept)] if in_a_row(tensor) else rows[list(kept)]
             found[owner, name] = _like(tensor, rows)
-        return found | {(experts, "kept"): tuple(kept)}
+        return found | {(self.experts, "kept"): tuple(kept)}
 
     def _of(self, index: int, matrix: Matrix) -> Matrix:
         """The first expert's matrix of another expert."""

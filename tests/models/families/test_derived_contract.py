@@ -17,7 +17,7 @@ SHARING = "gemma4_text sharing"
 
 VARIED = (
     *("olmo2", "phi", "gpt_neox", "glm4", "lfm2", "gpt_oss", "deepseek_v3", "cohere2"),
-    *("gemma3", "zamba", SHARING, f"{SHARING} one head"),
+    *("gemma3", "zamba", SHARING, f"{SHARING} one head", "gemma4_text with experts"),
 )
 """Types that differ in structure, each unlike the others."""
 

@@ -55,7 +55,7 @@ class DerivedPart:
     @property
     def sublayer(self) -> SubLayer:
         """The same in the words of families."""
-        others = (path for other in self.branch.beside for path in other.core)
+        others = (path for o in self.branch.beside for path in (*o.core, *o.after))
         return SubLayer(
             matrices=self.matrices,
             identity_modules=(*self.branch.identities, *others),

@@ -7,6 +7,7 @@ chooses among them has tensors with an entry for each expert.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -19,6 +20,7 @@ from evocompress.models.families.derivation.routing import (
     drops_exactly,
     entries_of,
     groups_of,
+    modules_in,
     numbers_of,
     row_of,
 )
@@ -36,17 +38,13 @@ def is_mixture(block: nn.Module, branch: ResidualBranch) -> bool:
 
     Those are no linear modules, so one that is built so is no MLP whose channels are known.
     """
-    core = block.get_submodule(branch.core[0])
-    return branch.kind == "mlp" and (any(p.ndim == 3 for p in core.parameters()) or _bare(core))
+    return branch.kind == "mlp" and any(_holds(one) for _, one in modules_in(block, branch.cores))
 
 
-def _bare(core: nn.Module) -> bool:
-    """Whether matrices lie in modules that hold several, as no linear ones do."""
-    return any(map(_is_bare, core.modules()))
-
-
-def _is_bare(module: nn.Module) -> bool:
-    return sum(p.ndim == 2 for p in module.parameters(recurse=False)) > 1
+def _holds(module: nn.Module) -> bool:
+    """Whether a module has a tensor of three dimensions or several matrices, as no linear one."""
+    dimensions = [p.ndim for p in module.parameters(recurse=False)]
+    return 3 in dimensions or dimensions.count(2) > 1
 
 
 def mixture_of(
@@ -62,18 +60,18 @@ def mixture_of(
     Raises:
         Unclear: Its experts or its router are built otherwise; the message says how.
     """
-    mlp = branch.core[0]
-    experts = _experts(example.block, mlp)
+    cores = branch.cores
+    experts = _experts(example.block, cores)
     fused = example.block.get_submodule(experts)
     count = count_of(fused)
     _check_split(example, experts, fused)
-    entries = tuple(entries_of(example.block, mlp, experts, count))
-    every = numbers_of(example.block, mlp, count, "expert")
+    entries = tuple(entries_of(example.block, cores, experts, count))
+    every = numbers_of(example.block, cores, count, "expert")
     numbers = tuple(place for place in every if not f"{place[0]}.".startswith(f"{experts}."))
     found = Mixture(
-        mlp=mlp,
+        experts=experts,
         count=count_of(real.get_submodule(experts)),
-        active=_active(example, mlp, experts, real),
+        active=_active(example, cores, experts, real),
         entries=entries,
         numbers=numbers,
     )
@@ -81,14 +79,15 @@ def mixture_of(
     tiny = replace(found, count=count, shared_gate=gates)
     vectors = (path for path in entries if tensor_of(example.block, path).ndim == 1)
     silencer = next(
-        (v for v in ("", *vectors) if drops_exactly(example, replace(tiny, silencer=v))), None
+        (v for v in ("", *vectors) if drops_exactly(example, replace(tiny, silencer=v), cores)),
+        None,
     )
     return replace(
         found,
         shared_gate=gates,
         droppable=silencer is not None,
         silencer=silencer or "",
-        groups=groups_of(real, mlp) if silencer else (1, 1),
+        groups=groups_of(real, cores) if silencer else (1, 1),
         row=row_of(real, entries, found.count),
     ), (
         *beside,
@@ -96,22 +95,23 @@ def mixture_of(
     )
 
 
-def _experts(block: nn.Module, mlp: str) -> str:
-    """The path of the module that holds all experts."""
-    core = block.get_submodule(mlp)
+def _experts(block: nn.Module, cores: Sequence[str]) -> str:
+    """The path of the module that holds all experts: in a core, or one itself."""
     fused: dict[str, dict[str, tuple[int, ...]]] = {
         path: {name: tuple(p.shape) for name, p in module.named_parameters(recurse=False)}
-        for path, module in core.named_modules(prefix=mlp)
-        if any(p.ndim == 3 for p in module.parameters(recurse=False)) or _is_bare(module)
+        for path, module in modules_in(block, cores)
+        if _holds(module)
     }
-    found = f"{mlp}.experts"
-    known = {found: HELD, f"{found}.mlp": (set(FLAT.values()),)}
+    places = ["experts", *(f"{core}.experts" for core in cores)]
     for path, shapes in fused.items():
         names = {name.removesuffix("_bias") for name in shapes}
-        if len(fused) == 1 and names in known.get(path, ()):
-            return found
+        flat = names == {*FLAT.values()} and path.endswith(".mlp")
+        if len(fused) == 1 and path in places and names in HELD:
+            return path
+        if len(fused) == 1 and path.removesuffix(".mlp") in places and flat:
+            return path.removesuffix(".mlp")
         if len(fused) == 1 and names in HELD:
-            raise Unclear(f"its experts lie in {path}, and the mixture is {mlp}")
+            raise Unclear(f"its experts lie in {path}, and the mixture is {cores[0]}")
     held = "; ".join(f"{path}: {', '.join(shapes)}" for path, shapes in fused.items())
     raise Unclear(f"its experts are not held as gate_up_proj and down_proj ({held})")
 
@@ -133,18 +133,22 @@ def _check_split(example: TracedBlock, experts: str, fused: nn.Module) -> None:
         raise Unclear(f"{experts} computes something else than MLPs")
 
 
-def _active(example: TracedBlock, mlp: str, experts: str, real: nn.Module) -> int:
+def _active(example: TracedBlock, cores: Sequence[str], experts: str, real: nn.Module) -> int:
     """How many experts a token uses in the real block."""
     call = example.calls([experts])[experts]
     chosen = [tensor.shape[-1] for tensor in call.tensors if not tensor.is_floating_point()]
     words = ("top_k", "topk", "per_tok")
     counts = range(1, count_of(example.block.get_submodule(experts)) + 1)
-    every = (numbers_of(example.block, mlp, count, *words) for count in chosen[:1] or counts)
+    every = (numbers_of(example.block, cores, count, *words) for count in chosen[:1] or counts)
     for path, name in chain.from_iterable(every):
         known = getattr(real.get_submodule(path), name)
         if isinstance(known, int):  # the default config of some types leaves it open
             return known
-    raise Unclear(f"nothing in {mlp} says how many experts a token uses")
+    for path, module in modules_in(example.block, cores):
+        for name, own in vars(getattr(module, "config", None) or {}).items():
+            if [own] == chosen[:1] and type(own) is int and any(word in name for word in words):
+                return int(getattr(real.get_submodule(path).config, name))
+    raise Unclear(f"nothing in {' and '.join(cores)} says how many experts a token uses")
 
 
 def _beside(

@@ -36,7 +36,7 @@ def _with_experts_left(kind: Kind, edits: Any) -> Kind:
     part = kind.parts.get("mlp")
     if part is None or part.mixture is None:
         return kind
-    path, mixture = f"{part.mixture.mlp}.experts", None  # where it is dropped
+    path, mixture = part.mixture.experts, None  # where it is dropped
     if path in edits.get("experts", {}):
         count, _ = edits["experts"][path]
         members = edits.get("attributes", {}).get(f"{path}.numbers", range(count))

@@ -92,7 +92,7 @@ def _one_input(example: TracedBlock, first: DerivedPart, second: DerivedPart) ->
     if not (first.matrices and second.matrices):
         return False
     paths = [part.matrices[0].path for part in (first, second)]
-    calls = example.calls(path for path in paths if ".experts." not in path)
+    calls = example.calls(path for path in paths if ".experts." not in f".{path}")
     given = [call.tensors[0] for call in calls.values()]
     return len(given) > 1 and same(*given)
 
@@ -174,10 +174,12 @@ def _mixed(example: TracedBlock, branch: ResidualBranch, real: nn.Module) -> Der
     """A mixture of experts; one that is built otherwise can be dropped as a whole."""
     try:
         mixture, own = mixture_of(example, branch, real)
-    except Unclear as reason:
-        return DerivedPart(branch, (), reason=str(reason))
-    why = "" if mixture.droppable else f"experts cannot be dropped: {why_all_stay(real, mixture)}"
-    return DerivedPart(branch, own, WidthSettings({}), why, mixture)
+    except Unclear as error:
+        return DerivedPart(branch, (), reason=str(error))
+    reason = ""
+    if not mixture.droppable:
+        reason = f"experts cannot be dropped: {why_all_stay(real, mixture, branch.cores)}"
+    return DerivedPart(branch, own, WidthSettings({}), reason, mixture)
 
 
 def _part(

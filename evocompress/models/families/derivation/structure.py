@@ -23,6 +23,7 @@ from evocompress.models.families.derivation.stream import (
     Adding,
     has_matrix,
     is_norm,
+    is_sum,
     parts_of,
     stream_norms,
 )
@@ -80,7 +81,7 @@ class ResidualBranch:
         among: Of how many things that the core returns its output is the first; 0 for a tensor.
         residual: The place and the name of an argument that it adds its output to itself.
         beside: Others of the same kind that are removed with it: several mixers of tokens, or MLPs
-            that read the same.
+            that read the same state, as experts and what chooses them may beside a dense MLP.
         norm_after: Norm of the sum of what it yields and the residual stream; empty without one.
         first_of_many: Path of a module of the core before the last one that returns `among` things,
             or is given several; empty where the last one does.
@@ -165,12 +166,14 @@ def structure(example: TracedBlock) -> BlockStructure:
     largest = {
         branch.kind: branch for branch in sorted(branches, key=lambda b: _size(example, b.core))
     }
+    norms = [path for path in calls if is_norm(children[path])]
     chosen = [
-        _with_others(branch, branches, calls) for branch in branches if branch in largest.values()
+        _with_others(branch, branches, calls, norms)
+        for branch in branches
+        if branch in largest.values()
     ]
     taken = {path for branch in chosen for path in branch.cores}
     others = [path for core in cores for path in core if path not in taken]
-    norms = [path for path in calls if is_norm(children[path])]
     ends = [branch.core[-1] for branch in chosen]
     after = stream_norms(example, calls, norms, ends, parts.adding)
     chosen = [replace(branch, norm_after=after.get(branch.core[-1], "")) for branch in chosen]
@@ -203,13 +206,26 @@ def _proven(example: TracedBlock, branch: ResidualBranch) -> ResidualBranch:
 
 
 def _with_others(
-    branch: ResidualBranch, branches: Iterable[ResidualBranch], calls: Mapping[str, Call]
+    branch: ResidualBranch,
+    branches: Iterable[ResidualBranch],
+    calls: Mapping[str, Call],
+    norms: Iterable[str],
 ) -> ResidualBranch:
-    """A branch with those that go with it: all that mix tokens, or MLPs that read the same."""
+    """A branch with those that go with it: all that mix tokens, or MLPs that read the same.
+
+    What an MLP reads may have been normed, each time by another norm.
+    """
     alike = [other for other in branches if other.kind == branch.kind and other != branch]
     if branch.kind == "mlp":
-        given = calls[branch.core[0]].tensors[0]
-        alike = [other for other in alike if _reads(calls[other.core[0]], given)]
+        before = {id(calls[path].first): calls[path].tensors[0] for path in norms}
+        read = {one.core: calls[one.core[0]].tensors[0] for one in (branch, *alike)}
+        state = {core: before.get(id(given), given) for core, given in read.items()}
+        own = read[branch.core], state[branch.core]
+        alike = [
+            other
+            for other in alike
+            if read[other.core] is own[0] or _same_values(state[other.core], own[1])
+        ]
     return replace(branch, beside=tuple(alike))
 
 
@@ -330,18 +346,51 @@ def _with_norms(
     found, shared = {branch.kind: branch for branch in branches}, [*others, *loose]
     for path in (path for path in order if path not in inner and is_norm(children[path])):
         firsts = [(b, (b.core[0], *(other.core[0] for other in b.beside))) for b in branches]
-        made = calls[path].first
+        made, given = calls[path].first, calls[path].tensors[0]
         reading = [b for b, cores in firsts if any(_reads(calls[core], made) for core in cores)]
-        read = [b for b in branches if _reads(calls[path], calls[b.core[-1]].first)]
+        read = [b for b in found.values() if _ends_in(b, given, calls)]
         if len(reading) == 1 and not any(_reads(calls[o], calls[path].first) for o in others):
             own = found[reading[0].kind]
             found[own.kind] = replace(own, before=(*own.before, path))
         elif len(read) == 1:
-            own = found[read[0].kind]
-            found[own.kind] = replace(own, after=(*own.after, path))
+            found[read[0].kind] = _followed_by(read[0], path, given, calls)
         else:
             shared.append(path)
     return BlockStructure(tuple(found.values()), tuple(shared))
+
+
+def _ends_in(branch: ResidualBranch, given: Tensor, calls: Mapping[str, Call]) -> bool:
+    """Whether a tensor is what a branch yields, a part of that, or the sum of two parts."""
+    parts = [calls[end].first for end in _ends(branch)]
+    if any(given is part or _same_values(given, part) for part in parts):
+        return True
+    normed = [calls[path].first for one in (branch, *branch.beside) for path in one.after[-1:]]
+    return is_sum(given, normed, normed)
+
+
+def _ends(branch: ResidualBranch) -> list[str]:
+    """The last modules of a branch and of those beside it."""
+    return [one.core[-1] for one in (branch, *branch.beside)]
+
+
+def _followed_by(
+    branch: ResidualBranch, norm: str, given: Tensor, calls: Mapping[str, Call]
+) -> ResidualBranch:
+    """A branch with a norm of what it yields; one beside it has that of its own output."""
+    beside = [
+        replace(one, after=(*one.after, norm))
+        if _same_values(given, calls[one.core[-1]].first)
+        else one
+        for one in branch.beside
+    ]
+    if tuple(beside) != branch.beside:
+        return replace(branch, beside=tuple(beside))
+    return replace(branch, after=(*branch.after, norm))
+
+
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same values, whatever their shapes."""
+    return torch.equal(one.flatten(), other.flatten())
 
 
 def _reads(call: Call, tensor: Tensor) -> bool:
