@@ -162,7 +162,8 @@ def _lost_experts(left: Layout, loaded: LoadedModel) -> str | None:
 
 def uneven_experts(left: Layout) -> str | None:
     """What a format cannot hold that knows one number and one width of experts for all blocks."""
-    return _experts(left) or _narrower(left, ("mlp",))
+    mlps: tuple[SubLayerName, ...] = ("mlp",)
+    return _experts(left) or _narrower(left, mlps)
 
 
 def differing_obstacle(left: Layout, differing: Collection[SubLayerName]) -> str | None:

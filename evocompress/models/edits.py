@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import Attributes, SubLayerName
-from evocompress.models.families.derivation.structure import Zero
+from evocompress.models.families.derivation.residual_branch import Zero
 from evocompress.models.families.stand_ins import ZeroAttention
 
 Edits = dict[str, Any]

@@ -14,6 +14,8 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Subject
+from evocompress.models.families.derivation.derived import derive
+from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.loading import LoadedModel
 from evocompress.space.costs import cost_model
 from evocompress.testing.derived import typical_config, typical_loaded
@@ -131,3 +133,14 @@ def test_shares_of_the_routing_add_up_to_one(loaded: LoadedModel) -> None:
         rows = ESTIMATES["routing_frequency"](Subject(live, [random_ids()], Candidate()))
     own = torch.tensor([row for name, row in rows.items() if name.startswith("model.layers.1.")])
     torch.testing.assert_close(own.sum(0), torch.ones(2, dtype=own.dtype))
+
+
+def test_many_of_which_a_token_uses_several() -> None:
+    """How many a token uses is told by the config alone, which the router holds."""
+    sizes = {"num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}
+    config = typical_config("gemma4_text with experts")
+    for name, size in sizes.items():
+        setattr(config, name, size)
+    found = derive(language_class(config), config).mixture
+    assert found is not None and (found.count, found.active) == (128, 8)
+    assert found.row == config.hidden_size + 1

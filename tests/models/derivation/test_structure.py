@@ -12,8 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from evocompress.models.families.derivation.derived import derive
 from evocompress.models.families.derivation.from_config import language_class
+from evocompress.models.families.derivation.residual_branch import Zero
 from evocompress.models.families.derivation.shrink import random_model, shrunk
-from evocompress.models.families.derivation.structure import Zero
 from evocompress.models.families.stand_ins import run_block
 from evocompress.models.modeling.modeling_derived import Passing
 from evocompress.testing.derived import typical_config
@@ -136,7 +136,7 @@ def test_mlps_that_read_the_same_are_one_sublayer() -> None:
     family = derive(language_class(config := typical_config("granitemoehybrid")), config)
     kind = family.kinds[0]
     assert kind.parts["mlp"].branch.cores == ("block_sparse_moe", "shared_mlp")
-    assert kind.whole and not kind.shared
+    assert not kind.remainder and not kind.shared
 
 
 def test_a_norm_with_matrices_is_no_part_of_what_reads_it() -> None:

@@ -24,7 +24,8 @@ from evocompress.core.errors import one_line
 from evocompress.models.families.branches import Matrix
 from evocompress.models.families.derivation.block_kind import Kind, module_classes
 from evocompress.models.families.derivation.family import Derived
-from evocompress.models.families.derivation.structure import ResidualBranch, Unclear
+from evocompress.models.families.derivation.residual_branch import ResidualBranch
+from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.derivation.tracing import FAILURES, by_default
 from evocompress.models.families.shapes import matrix_shape
 from evocompress.models.families.stand_ins import Recorder

@@ -12,7 +12,7 @@ from evocompress.core.widths import Widths, per_item
 from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.models.families.coupling import Follower
 from evocompress.models.families.derivation.proof import WidthSettings
-from evocompress.models.families.derivation.structure import ResidualBranch
+from evocompress.models.families.derivation.residual_branch import ResidualBranch
 from evocompress.models.families.mixture import Mixture
 from evocompress.models.families.shapes import matrix_shape
 
@@ -101,7 +101,7 @@ class Kind:
         heads: Those of their attention; ``None`` where it computes with others than the config
             says, or something else.
         attends: Whether its keys and values are cached.
-        whole: Whether such a block is the identity without its sub-layers.
+        remainder: Why such a block is not the identity without its sub-layers; empty where it is.
         beside: What their attention takes beside its matrices and its heads.
         uncounted: Why that is not known.
         stores: Under which keys it hands on its keys and values to later blocks that read them.
@@ -119,7 +119,7 @@ class Kind:
     classes: Mapping[str, str]
     heads: CountedHeads | None
     attends: bool
-    whole: bool = True
+    remainder: str = ""
     beside: Beside | None = None
     uncounted: str = ""
     stores: tuple[str, ...] = ()
@@ -138,8 +138,9 @@ class Kind:
     def limits(self) -> list[str]:
         """What cannot be done to such a block, and why."""
         found = [part.reason for part in self.parts.values() if part.reason]
-        if not self.whole:
-            found.append("blocks cannot be dropped: without its sub-layers one is not the identity")
+        if self.remainder:
+            why = f"without its sub-layers one is not the identity ({self.remainder})"
+            found.append(f"blocks cannot be dropped: {why}")
         return found
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from evocompress.models.families.branches import Matrix
 from evocompress.models.families.derivation.projections import matrices, oriented_shape
+from evocompress.models.families.derivation.residual_branch import ResidualBranch
 from evocompress.models.families.derivation.routing import (
     close,
     drops_exactly,
@@ -24,7 +25,7 @@ from evocompress.models.families.derivation.routing import (
     numbers_of,
     row_of,
 )
-from evocompress.models.families.derivation.structure import ResidualBranch, Unclear
+from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.derivation.tracing import TracedBlock, replaced
 from evocompress.models.families.mixture import Mixture, expert_matrices, expert_views, tensor_of
 from evocompress.models.modeling.layers import FLAT, projections

@@ -178,7 +178,7 @@ class Derived(Family):
             return False
         if sublayer and kind.parts[sublayer].within:
             return False
-        return kind.whole or sublayer is not None
+        return not kind.remainder or sublayer is not None
 
     def units(self, model: PreTrainedModel) -> UnitTree:
         """See `Family.units`; the attention of a block tells what it shares."""

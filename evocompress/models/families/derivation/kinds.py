@@ -31,9 +31,10 @@ from evocompress.models.families.derivation.projections import (
     with_heads,
 )
 from evocompress.models.families.derivation.proof import WidthSettings, forms, narrowed, proven
+from evocompress.models.families.derivation.residual_branch import ResidualBranch
 from evocompress.models.families.derivation.routing import why_all_stay
 from evocompress.models.families.derivation.stream import LINEAR, has_matrix
-from evocompress.models.families.derivation.structure import ResidualBranch, Unclear, structure
+from evocompress.models.families.derivation.structure import Unclear, structure
 from evocompress.models.families.derivation.tracing import TracedBlock, mixes_tokens
 from evocompress.models.families.shapes import matrix_shape
 
@@ -65,6 +66,7 @@ def _kind_of(
         cached: How many values are cached of a token; ``None``: keys and values where it has heads.
     """
     found = structure(example)
+    rest = found.shared, module_classes(example.block)
     parts = {
         branch.kind: _mixed(example, branch, real)
         if is_mixture(example.block, branch)
@@ -74,7 +76,7 @@ def _kind_of(
     if len(parts) > 1 and _one_input(example, *parts.values()):
         parts["mlp"] = _renamed(parts["mlp"], "mlp_in", "attention_in")
     if "attention" not in parts:
-        return Kind(parts, found.shared, module_classes(example.block), None, False, found.whole)
+        return Kind(parts, *rest, None, False, found.remainder)
     heads = _heads(example, parts["attention"], shape)
     attends = heads is not None if cached is None else cached > 0
     if heads is not None and cached == shape[0] * heads.width:
@@ -84,7 +86,7 @@ def _kind_of(
         heads = replace(heads, latent=latent) if latent else None
     if heads is None and not parts["attention"].settings:  # else only operations are unknown
         parts["attention"] = parts["attention"].whole
-    return Kind(parts, found.shared, module_classes(example.block), heads, attends, found.whole)
+    return Kind(parts, *rest, heads, attends, found.remainder)
 
 
 def _one_input(example: TracedBlock, first: DerivedPart, second: DerivedPart) -> bool:

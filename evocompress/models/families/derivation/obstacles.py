@@ -21,8 +21,8 @@ from evocompress.models.families.derivation.projections import (
     role,
     same,
 )
+from evocompress.models.families.derivation.residual_branch import ResidualBranch
 from evocompress.models.families.derivation.stream import is_norm
-from evocompress.models.families.derivation.structure import ResidualBranch
 from evocompress.models.families.derivation.tracing import (
     TracedBlock,
     moved_positions,

@@ -19,8 +19,8 @@ from evocompress.core.types import Axis
 from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Matrix
 from evocompress.models.families.coupling import Follower, ungrouped
+from evocompress.models.families.derivation.residual_branch import ResidualBranch
 from evocompress.models.families.derivation.stream import LINEAR
-from evocompress.models.families.derivation.structure import ResidualBranch
 from evocompress.models.families.derivation.tracing import (
     TracedBlock,
     moved_positions,

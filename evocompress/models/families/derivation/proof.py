@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Attributes, Matrix
 from evocompress.models.families.coupling import Follower, Kept, index_of
+from evocompress.models.families.derivation.residual_branch import ResidualBranch
 from evocompress.models.families.derivation.stream import LINEAR
-from evocompress.models.families.derivation.structure import ResidualBranch
 from evocompress.models.families.derivation.tracing import FAILURES, TracedBlock
 
 CLOSE = 1e-6

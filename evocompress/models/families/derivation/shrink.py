@@ -71,6 +71,7 @@ CHANNEL_KEYS = (
     *("dense_intermediate_size", "intermediate_size_mlp", "dim_ff", "hidden_dim"),
 )
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+USED_EXPERTS_KEYS = ("num_experts_per_tok", "top_k_experts", "moe_topk")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 HIDDEN_KEYS_OF_PARTS = ("lru_width", "word_embed_proj_dim", "pooler_hidden_size")
 """Widths that are the hidden size in the models that have them."""
@@ -261,7 +262,7 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         **dict.fromkeys(KV_KEYS, kv_heads),
-        "num_experts_per_tok": min(2, getattr(config, "num_experts_per_tok", None) or 2),
+        "num_experts_per_tok": 2,
         **USUAL_TOKENS,
         **widths,
     }
@@ -279,6 +280,8 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
         (("index_kpool",), CHOSEN),
     ):
         sizes |= {key: size for key in keys if _is_size(getattr(config, key, None))}
+    used = {key: getattr(config, key, None) for key in USED_EXPERTS_KEYS}
+    sizes |= {key: min(2, count) for key, count in used.items() if count and _is_size(count)}
     sizes |= _same_sizes(config, sizes, dense_hidden, hidden)
     if shared := getattr(config, SHARED_LAYERS, 0):  # the last ones
         sizes[SHARED_LAYERS] = max(0, shared - config.num_hidden_layers + layers)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 from evocompress.core.errors import one_line
 from evocompress.models.families.branches import SubLayerName
+from evocompress.models.families.derivation.remainder import remainder
+from evocompress.models.families.derivation.residual_branch import ResidualBranch
 from evocompress.models.families.derivation.stream import (
     LINEAR,
     Adding,
@@ -38,92 +39,10 @@ from evocompress.models.families.derivation.tracing import (
     replaced,
     with_nudge,
 )
-from evocompress.models.families.stand_ins import among_others
-from evocompress.models.modeling.modeling_derived import Passing
 
 
 class Unclear(Exception):
     """A model is built in a way that is not understood; the message says which part and how."""
-
-
-class Zero(nn.Module):
-    """Yields a zero like its first input, or what it is given to add its output to.
-
-    Args:
-        among: Of how many things its output is the first; 0 where it is all.
-        residual: The place and the name of the argument that a core adds its output to.
-    """
-
-    def __init__(self, among: int, residual: tuple[int, str] | None = None) -> None:
-        super().__init__()
-        self.among = among
-        self.residual = residual
-
-    def forward(self, *given: Any, **named: Any) -> Any:
-        """The output, and ``None`` for each other thing."""
-        if self.residual:
-            place, name = self.residual
-            return among_others(named[name] if name in named else given[place], self.among)
-        first = next(x for x in (*given, *named.values()) if isinstance(x, Tensor))
-        # Some blocks add to what a part yields, in its place.
-        return among_others(torch.zeros_like(first), self.among)
-
-
-@dataclass(frozen=True)
-class ResidualBranch:
-    """What is added to the residual stream at one place of a block.
-
-    Attributes:
-        kind: ``attention`` where tokens are mixed, ``mlp`` otherwise.
-        core: Paths of the modules with the matrices, and of what lies between them, in order.
-        before: Norms of what the core reads.
-        after: Norms of what it yields.
-        among: Of how many things that the core returns its output is the first; 0 for a tensor.
-        residual: The place and the name of an argument that it adds its output to itself.
-        beside: Others of the same kind that are removed with it: several mixers of tokens, or MLPs
-            that read the same state, as experts and what chooses them may beside a dense MLP.
-        norm_after: Norm of the sum of what it yields and the residual stream; empty without one.
-        first_of_many: Path of a module of the core before the last one that returns `among` things,
-            or is given several; empty where the last one does.
-        norm_within: Path of the same norm where it lies in the core; empty without one.
-    """
-
-    kind: SubLayerName
-    core: tuple[str, ...]
-    before: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    among: int = 0
-    residual: tuple[int, str] | None = None
-    beside: tuple[ResidualBranch, ...] = ()
-    norm_after: str = ""
-    first_of_many: str = ""
-    norm_within: str = ""
-
-    @property
-    def cores(self) -> tuple[str, ...]:
-        """The paths of all of its modules with matrices, those beside its core among them."""
-        return (*self.core, *(path for other in self.beside for path in other.core))
-
-    @property
-    def zero(self) -> str:
-        """The module that yields zero where the branch is removed."""
-        return self.first_of_many or self.core[-1]
-
-    @property
-    def identities(self) -> tuple[str, ...]:
-        """What becomes the identity where the branch is removed."""
-        core = tuple(path for path in self.core if path != self.zero)
-        last = (self.norm_after,) if self.norm_after else ()
-        return (*self.before, *core, *self.after, *last)
-
-    def removal(self, block: nn.Module) -> dict[str, nn.Module]:
-        """What to put where in a block so that the branch adds nothing."""
-        identities: dict[str, nn.Module] = {
-            path: Passing(block.get_submodule(path)) for path in self.identities
-        }
-        others = (other.removal(block).items() for other in self.beside)
-        own = {self.zero: Zero(self.among, self.residual)}
-        return identities | own | dict(chain.from_iterable(others))
 
 
 @dataclass(frozen=True)
@@ -134,12 +53,12 @@ class BlockStructure:
         branches: Its sub-layers in order.
         shared: What stays where they are removed: norms that both read, other modules, and
             parameters of the block itself.
-        whole: Whether the block is the identity without them.
+        remainder: Why the block is not the identity without them; empty where it is.
     """
 
     branches: tuple[ResidualBranch, ...]
     shared: tuple[str, ...]
-    whole: bool = True
+    remainder: str = ""
 
 
 def structure(example: TracedBlock) -> BlockStructure:
@@ -184,8 +103,8 @@ def structure(example: TracedBlock) -> BlockStructure:
     staying = {path for branch in found.branches for path in branch.before} - {
         path for branch in proven for path in branch.before
     }
-    whole = _is_identity_without(example, proven)
-    return BlockStructure(tuple(proven), (*found.shared, *sorted(staying)), whole)
+    rest = remainder(example, proven)
+    return BlockStructure(tuple(proven), (*found.shared, *sorted(staying)), rest)
 
 
 def _proven(example: TracedBlock, branch: ResidualBranch) -> ResidualBranch:
@@ -427,10 +346,3 @@ def _zeroed(output: Any) -> Any:
     if isinstance(output, Tensor):
         return torch.zeros_like(output)
     return tuple(map(_zeroed, output)) if isinstance(output, tuple) else output
-
-
-def _is_identity_without(example: TracedBlock, branches: Iterable[ResidualBranch]) -> bool:
-    """Whether a block passes the hidden state on without its branches."""
-    every = (branch.removal(example.block).items() for branch in branches)
-    with replaced(example.block, dict(chain.from_iterable(every))):
-        return torch.equal(example.run(), example.hidden)
