@@ -13,7 +13,16 @@ from evocompress.models.families.derivation.tracing import TracedBlock, replaced
 
 
 def remainder(example: TracedBlock, branches: Iterable[ResidualBranch]) -> str:
-    """Why a block does not pass the hidden state on without its branches; empty where it does."""
+    """Why a block does not pass the hidden state on without its branches; empty where it does.
+
+    Args:
+        example: The block, in float64; as it was afterwards.
+        branches: All of its sub-layers.
+
+    Returns:
+        The parameters and buffers of which other values change what is left of the block, or by
+        what that multiplies the state.
+    """
     every = (branch.removal(example.block).items() for branch in branches)
     with replaced(example.block, dict(chain.from_iterable(every))):
         found = example.run()

@@ -309,7 +309,7 @@ def _followed_by(
 
 def _same_values(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have the same values, whatever their shapes."""
-    return torch.equal(one.flatten(), other.flatten())
+    return one.dtype == other.dtype and torch.equal(one.flatten(), other.flatten())
 
 
 def _reads(call: Call, tensor: Tensor) -> bool:
