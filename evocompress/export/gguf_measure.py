@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from evocompress.export.gguf_architectures import ARCHITECTURES, UNEVEN
+from evocompress.export.gguf_language import language_tensors, language_type
 from evocompress.export.gguf_tensors import ROPE_FACTORS, gguf_name
 from evocompress.models.loading import LoadedModel
 
@@ -59,13 +60,15 @@ def gguf_costs(path: Path, loaded: LoadedModel) -> dict[str, int]:
 
 def _staying(loaded: LoadedModel) -> set[str]:
     """The names, within a block, of what counts as outside: it stays without the sub-layers."""
-    family = loaded.family
-    known = {**UNEVEN, **ARCHITECTURES}[family.model_type]
-    found: set[str] = set()
-    for index, block in enumerate(family.blocks(loaded.model)):
-        within = tuple(f"{path}." for path in family.at(index).shared)
-        for name, _ in block.named_parameters() if within else ():
-            if f"{name}.".startswith(within):
-                whole = f"{family.block_names[index]}.{name}"
-                found.add(gguf_name(whole, loaded.model, known.name).split(".", 2)[2])
-    return found
+    family, model = loaded.family, loaded.model
+    within = tuple(
+        f"{family.block_names[index]}.{path}."
+        for index in range(len(family.blocks(model)))
+        for path in family.at(index).shared
+    )
+    known = {**UNEVEN, **ARCHITECTURES}[language_type(loaded)]
+    return {
+        gguf_name(alone, model, known.name).split(".", 2)[2]
+        for name, alone, _ in (language_tensors(family, model) if within else ())
+        if f"{name}.".startswith(within)
+    }

@@ -97,9 +97,6 @@ def _model_obstacle(loaded: LoadedModel, found: LlamaCpp) -> str | None:
 
 def _without_place(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
     """The obstacle of what an uneven architecture has no place for."""
-    lost = left.first(lambda block, sublayer: sublayer == "mlp" and sublayer in block.dropped)
-    if lost and getattr(text_config(loaded.model.config), "enable_moe_block", False):
-        return f"cannot leave out {lost}, because llama.cpp's {found.name} wants its experts"
     if found.own and loaded.family.mixture is not None and (uneven := uneven_experts(left)):
         return uneven
     if found.differing:

@@ -91,7 +91,7 @@ def _named(
             continue
         held = _held(name, tensor, model, loaded)
         for part, own in apart(alone, held, mixture=loaded.family.mixture is not None):
-            place = _place(part, model, name_of_type)
+            place = gguf_name(part, model, name_of_type)
             own = with_multipliers(place, as_mixer(place, own, config), config)
             yield from by_heads(place, own, config)
     yield from _of_experts(

@@ -127,7 +127,7 @@ def _uneven(left: Layout, loaded: LoadedModel) -> str | None:
 
 def _experts(left: Layout) -> str | None:
     """The obstacle of mixtures with other numbers of experts."""
-    mixed = [block for block in left.kept if block.experts]
+    mixed = [block for block in left.kept if block.experts and "mlp" not in block.dropped]
     experts = [len(block.experts) for block in mixed]
     if len(set(experts)) > 1:
         fewest = mixed[experts.index(min(experts))]
@@ -174,7 +174,8 @@ def differing_obstacle(left: Layout, differing: Collection[SubLayerName]) -> str
 
 def _widths(left: Layout, kind: SubLayerName) -> set[tuple[int, ...]]:
     """The widths of a kind of sub-layer that are left, but for mixers without heads."""
-    blocks = (block for block in left.kept if kind in block.sublayers)
+    having = (block for block in left.kept if kind in block.sublayers)
+    blocks = (block for block in having if kind not in block.dropped)
     return {block.width(kind) for block in blocks} - {(0, 0)}
 
 

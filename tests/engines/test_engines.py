@@ -129,6 +129,28 @@ def test_llama_cpp_computes_the_language_model_within_others(
         assert_continued(loaded, candidate, generate(engine, out, PROMPTS, new_tokens=8).tokens)
 
 
+MIXTURE: LevelsByEnd = {"0.experts.3": DROP, "1.experts.0": DROP, "2.experts.2": DROP}
+MIXTURE |= {"1.attention": Level(kv_groups=1, group_heads=3)}
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp"])
+@pytest.mark.parametrize("gone", ["nothing", "0.mlp", "1.attention", "2.mlp"])
+def test_llama_cpp_computes_experts_beside_a_dense_mlp(
+    engine: str, gone: str, tmp_path: Path
+) -> None:
+    """Gemma 4's: fewer of them, all narrower, and none in a layer whose MLP is missing."""
+    loaded = gguf_loaded("gemma4_text mixture")
+    levels = MIXTURE | {f"{block}.mlp": Level(channels=20) for block in range(3)} | {gone: DROP}
+    block, _, sublayer = gone.partition(".")
+    if not sublayer:
+        del levels[gone]
+    elif sublayer == "mlp":
+        levels = {n: own for n, own in levels.items() if not n.startswith(f"{block}.experts")}
+    candidate = candidate_of(loaded, levels)
+    out = materialize(loaded, PlainLibrary(loaded), candidate, tmp_path / "out", format="gguf")
+    assert_continued(loaded, candidate, generate(engine, out, PROMPTS, new_tokens=8).tokens)
+
+
 @pytest.mark.parametrize("engine", ["vllm"])
 @pytest.mark.parametrize("family", ["olmo2", "smollm3", "granite", "glm4"])
 def test_vllm_computes_derived_types(engine: str, family: str, tmp_path: Path) -> None:

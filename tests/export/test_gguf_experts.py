@@ -74,14 +74,24 @@ def test_the_file_tells_how_many_experts_there_are(mixture: LoadedModel, tmp_pat
     assert fields["gemma4.attention.head_count"] == [6, 3, 6]
 
 
+def test_a_layer_without_its_mlp_has_no_experts_either(
+    mixture: LoadedModel, tmp_path: Path
+) -> None:
+    out = write(mixture, candidate_of(mixture, {"1.mlp": DROP}), tmp_path / "out", "gguf")
+    names = [t.name for t in GGUFReader(out / "model.gguf").tensors]
+    routed = ("ffn_gate_inp", "_exps", "ffw_norm_1", "norm_2")
+    having = {name.split(".")[1] for name in names if any(part in name for part in routed)}
+    assert having == {"0", "2"} and "blk.1.ffn_down.weight" in names
+    assert "MLP of 32 channels of zeros" in (out / "README.md").read_text()
+
+
 REFUSED = [
     ({"1.experts.0": DROP}, "fewer experts than other blocks"),
     ({"1.mlp": Level(channels=16)}, "model.layers.1.mlp narrower than in other blocks"),
-    ({"1.mlp": DROP}, "out model.layers.1.mlp, because llama.cpp's gemma4 wants its experts"),
 ]
 
 
-@pytest.mark.parametrize(("levels", "why"), REFUSED, ids=["number", "width", "all"])
+@pytest.mark.parametrize(("levels", "why"), REFUSED, ids=["number", "width"])
 def test_layers_that_differ_in_their_experts_are_refused(
     mixture: LoadedModel, levels: LevelsByEnd, why: str
 ) -> None:

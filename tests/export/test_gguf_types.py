@@ -171,7 +171,6 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("gemma2", {}, {"query_pre_attn_scalar": 24}, "whose query_pre_attn_scalar is 24"),
     ("gemma2", {}, {"final_logit_softcapping": None}, "final_logit_softcapping = None llama.cpp"),
     ("gemma4_text", {}, {"num_kv_shared_layers": 2}, "not a sliding_attention and a full_att"),
-    ("gemma4_text mixture", {"1.mlp": DROP}, {}, "out model.layers.1.mlp, because llama.cpp's gem"),
     ("qwen3_next", {"2": DROP}, {}, "with an attention would not be equally far apart"),
     ("gemma2", {}, {"tie_word_embeddings": False}, "whose head is not its embedding"),
     ("lfm2", {"0": DROP, "1": DROP, "3": DROP}, {}, "needs a layer with another mixer"),
