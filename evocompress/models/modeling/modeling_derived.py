@@ -55,13 +55,21 @@ AUTOS: Sequence[Any] = (
 
 
 class Passing(nn.Identity):
-    """Stands where a norm was, by whose weight a block may ask for a type of number."""
+    """Stands where a norm was, by whose weight a block may ask for a type of number.
+
+    Or where another module of a sub-layer was, which may be given more than the hidden state, such
+    as a cache: a short convolution behind an attention.
+    """
 
     def __init__(self, former: nn.Module) -> None:
         super().__init__()
         weight = getattr(former, "weight", None)
         if isinstance(weight, torch.Tensor):
             self.register_buffer("weight", weight.detach().new_empty(0), persistent=False)
+
+    def forward(self, *given: Any, **named: Any) -> torch.Tensor:
+        """The first tensor that is given."""
+        return next(v for v in (*given, *named.values()) if isinstance(v, torch.Tensor))
 
 
 class Nothing(nn.Module):
@@ -70,7 +78,8 @@ class Nothing(nn.Module):
     Args:
         former: The one of them in whose place it is. Its buffers that no checkpoint has stay, for
             the model around it may be what fills them.
-        layer_idx: Number of the block; ``None`` where it is part of another layer.
+        layer_idx: Number of the block without attention, which has no cache; ``None`` where it is
+            part of another layer, or of one with an attention.
         among: How many things they returned, the zero being the first; 0 where it was all.
         residual: Of modules that make the residual addition themselves, the place and the name of
             the argument that they add to; it takes the place of the zero.
@@ -139,7 +148,8 @@ def edited(block: nn.Module, edits: Mapping[str, Any], layer: int | None) -> Non
             {tensor: shape}, of a bias also where there was none. ``attributes``: {path of an
             attribute of a module: value}. ``configs``: {path of the config that a module holds: the
             settings in which its own differs}.
-        layer: Number of the block; ``None`` of one that is part of another layer.
+        layer: Number of the block without attention; ``None`` of one that is part of another
+            layer, or that has a cache.
     """
     if edits.get("passes"):
         block.forward = partial(passed_on, layer)
@@ -285,7 +295,7 @@ class DerivedModel:
         for layer, block in enumerate(body.get_submodule(config.blocks)):
             own = layers[layer]
             sides = [nn.ModuleList(map(partial(alone, block), s)) for s in (own.before, own.after)]
-            edited(block, own.edits, layer)
+            edited(block, own.edits, layer if "attention" in own.skip else None)
             if any(sides):
                 block.before, block.after = sides
                 block.__class__ = folded(cast(Any, type(block)))

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
 )
 
-from evocompress.core.errors import ModelError, one_line
+from evocompress.core.errors import ModelError
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import FAMILIES, family_of
 from evocompress.models.families.base import prepare
@@ -20,6 +20,7 @@ from evocompress.models.families.derivation.defaults import default_config
 from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.derivation.from_config import class_for, first_derived
 from evocompress.models.families.derivation.purpose import tasks_of
+from evocompress.models.families.derivation.reasons import why_not_made
 from evocompress.models.families.derivation.shrink import shrunk
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
@@ -67,8 +68,7 @@ def offers_of_type(model_type: str) -> Offers:
         except ModelError as error:
             return nothing(model_type, class_name(model_type), str(error))
         except Exception as error:  # classes of models fail with any type of error
-            reason = f"a model of it cannot be made ({one_line(error)})"
-            return nothing(model_type, class_name(model_type), reason)
+            return nothing(model_type, class_name(model_type), why_not_made(error))
 
 
 def _skeleton(model_type: str) -> LoadedModel:

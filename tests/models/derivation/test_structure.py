@@ -34,6 +34,8 @@ IDS = torch.arange(3, 15)[None]
         # A block with one part, which asks its norm for a type of number.
         ("mamba", "attention", "mixer.out_proj"),
         ("nemotron_h", "attention", "mixer.out_proj"),
+        # A short convolution behind it is given the cache as well.
+        ("inkling_text", "attention", "self_attn.o_proj"),
     ],
 )
 @torch.no_grad()

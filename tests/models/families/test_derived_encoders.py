@@ -24,6 +24,7 @@ VARIED: list[tuple[str, Task]] = [
     ("modernbert", EMBEDDINGS),
     ("mpnet", EMBEDDINGS),
     ("electra", TEXT_CLASSES),
+    ("esm", EMBEDDINGS),
     ("albert", EMBEDDINGS),
     ("dinov2", IMAGE_CLASSES),
     ("siglip_vision_model", IMAGE_EMBEDDINGS),

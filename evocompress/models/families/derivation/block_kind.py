@@ -112,6 +112,8 @@ class Kind:
         kv_times: How many times as many key-value heads they have as the config says.
         common: Of these parameters what are matrices, as sub-layers of the first of the blocks.
         commons: Path of the module with all of them.
+        mlp_state: Path of the module of their MLP that keeps a state in the layer's cache; empty
+            where none does. A layer without attention has no cache.
     """
 
     parts: Mapping[SubLayerName, DerivedPart]
@@ -128,6 +130,7 @@ class Kind:
     kv_times: int = 1
     common: Mapping[SubLayerName, DerivedPart] = field(default_factory=dict)
     commons: str = ""
+    mlp_state: str = ""
 
     @property
     def by_heads(self) -> bool:
@@ -141,6 +144,11 @@ class Kind:
         if self.remainder:
             why = f"without its sub-layers one is not the identity ({self.remainder})"
             found.append(f"blocks cannot be dropped: {why}")
+        if self.mlp_state:
+            found.append(
+                "an attention cannot be dropped alone: a layer without one has no cache, and "
+                f"{self.mlp_state} keeps a state there"
+            )
         return found
 
 

@@ -42,6 +42,8 @@ LEFT_OPEN: Mapping[str, Mapping[str, Any]] = {
     "ernie4_5_vl_moe": {
         "text_config": {"rope_parameters": {**ROTARY, "mrope_section": [22, 22, 20]}}
     },
+    # The number of amino acids and other tokens is open.
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     # Which layers read which states of the tower of images is open.
     "granite4_vision": {
         "deepstack_layer_map": [[-1, 0], [-2, 4], [-3, 8], [-4, 12]],
@@ -51,6 +53,7 @@ LEFT_OPEN: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
     # Every full attention has an indexer, whose sizes are open.
     "qwen4_exp": {"text_config": INDEXER},
+    "qwen4_exp_text": INDEXER,
     # Masks of windows are made, whose size is open.
     "step3p7": {"text_config": {"sliding_window": 512}},
 }

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evocompress.core.errors import ModelError, one_line
+from evocompress.core.errors import ModelError
 from evocompress.models.config_keys import lasting
 from evocompress.models.families.derivation.beside import counted
 from evocompress.models.families.derivation.block_kind import Kind, module_classes
+from evocompress.models.families.derivation.chain import (
+    arguments_of,
+    check_chain,
+    example_of,
+    handed_beside,
+    streams_of,
+)
 from evocompress.models.families.derivation.encoders import encoder
 from evocompress.models.families.derivation.ending import (
     body_of,
@@ -34,6 +39,7 @@ from evocompress.models.families.derivation.handing import (
 from evocompress.models.families.derivation.kept import keep, kept
 from evocompress.models.families.derivation.kinds import common_parts, kind_of
 from evocompress.models.families.derivation.purpose import task_of, task_seen, tiny_batch
+from evocompress.models.families.derivation.reasons import Float64, of_types, why_not_run
 from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.derivation.tied import (
@@ -47,12 +53,9 @@ from evocompress.models.families.derivation.tracing import (
     FAILURES,
     TracedBlock,
     by_default,
-    by_name,
     moved_positions,
-    noted,
 )
 from evocompress.models.families.logits import LogitKeys
-from evocompress.models.families.stand_ins import run_block
 from evocompress.models.families.uneven import (
     dense_class,
     dense_config,
@@ -109,7 +112,7 @@ def _derived_or_reason(cls: type[PreTrainedModel], config: PreTrainedConfig) -> 
     except Unclear as reason:
         return str(reason)
     except FAILURES as error:
-        return f"a tiny model of it does not run ({one_line(error)})"
+        return why_not_run(error, config)
 
 
 def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
@@ -143,6 +146,9 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
                 return with_first_blocks(found, list(found.blocks(skeleton)), skeleton.config)
             except FAILURES as error:
                 failure = error
+        if of_types(failure):  # it may not be the only reason
+            with Float64():
+                _tried(cls, small, lists, task)
         raise failure
 
 
@@ -180,8 +186,15 @@ def _tried(
     calls = runs if max(runs) > 1 else ()
     if calls and task.cached:
         raise Unclear("several layers are one block, and each has a cache of its own")
-    found = _derived(model, path, examples, batch, lists[path], task, calls)
-    _check_chain(found, model, examples[-1].run(), batch)
+    try:
+        found = _derived(model, path, examples, batch, lists[path], task, calls)
+    except Unclear:
+        hidden_size = getattr(text_config(small), "hidden_size", None)
+        why = streams_of(examples, hidden_size) or handed_beside(model, path, task.inputs(batch))
+        if why:
+            raise Unclear(why) from None
+        raise
+    check_chain(found, model, examples[-1].run(), task.inputs(batch), batch)
     if task.cached and not task.causal:
         check_outputs(found, model, batch)
     return found
@@ -236,43 +249,12 @@ def _blocks(
     """
     count = text_config(model.config).num_hidden_layers
     for path, blocks in _lists(model, None):
-        calls = _arguments(model, blocks, inputs) if path in paths else []
+        calls = arguments_of(model, blocks, inputs) if path in paths else []
         order = [index for index, _ in calls]
         if order == sorted(order) and len(order) == count and {*order} == {*range(len(blocks))}:
-            last = [_example(blocks[index], given) for index, given in dict(calls).items()]
+            last = [example_of(blocks[index], given) for index, given in dict(calls).items()]
             return path, last, [order.count(index) for index in range(len(blocks))]
     raise Unclear("no list of blocks that are run one after the other")
-
-
-def _arguments(
-    model: PreTrainedModel, blocks: nn.ModuleList, inputs: Mapping[str, Any]
-) -> list[tuple[int, dict[str, Any]]]:
-    """The index of the block that is called, and what it is called with, in the order of calls."""
-    found: list[tuple[int, dict[str, Any]]] = []
-
-    def note(index: int, module: nn.Module, given: Any, named: Any) -> None:
-        # Later blocks change mappings that are given to all.
-        found.append((index, noted(by_name(module, given, named))))
-
-    hooks = [
-        block.register_forward_pre_hook(partial(note, index), with_kwargs=True)
-        for index, block in enumerate(blocks)
-    ]
-    model(**inputs)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def _example(block: nn.Module, arguments: dict[str, Any]) -> TracedBlock:
-    first = next(iter(inspect.signature(block.forward).parameters))
-    hidden = arguments.pop(first)
-    if not isinstance(hidden, Tensor):
-        raise Unclear("a block is not called with the hidden state first")
-    if hidden.ndim != 3:
-        shape = tuple(hidden.shape)
-        raise Unclear(f"blocks pass on several streams of hidden states at once ({shape})")
-    return TracedBlock(block, hidden, arguments)
 
 
 def _derived(
@@ -342,27 +324,6 @@ def _among(example: TracedBlock) -> int:
     if isinstance(output, tuple) and isinstance(output[0], Tensor):
         return len(output)
     raise Unclear(f"a block yields a {type(output).__name__}, not the hidden state first")
-
-
-def _check_chain(family: Derived, model: PreTrainedModel, last: Tensor, ids: Tensor) -> None:
-    """Blocks that are run one after the other must make what the model makes of them."""
-    hidden, arguments = family.block_inputs(model, ids)
-    held = [_held(given) for given in arguments]
-    for block, given in zip(family.blocks(model), arguments, strict=True):
-        hidden = run_block(block, hidden, given)
-    if not torch.equal(family.hidden_of(model, hidden), last) or held != [
-        _held(given) for given in arguments
-    ]:
-        raise Unclear(
-            "blocks hand on more than the hidden state and what they put into one mapping"
-        )
-
-
-def _held(arguments: Mapping[str, Any]) -> dict[str, int]:
-    """How many things the collections have that a block is given."""
-    return {
-        name: len(own) for name, own in arguments.items() if isinstance(own, MutableMapping | list)
-    }
 
 
 def _caching(model: PreTrainedModel, ids: Tensor) -> list[int | None]:

@@ -113,6 +113,9 @@ def _experts(block: nn.Module, cores: Sequence[str]) -> str:
             return path.removesuffix(".mlp")
         if len(fused) == 1 and names in HELD:
             raise Unclear(f"its experts lie in {path}, and the mixture is {cores[0]}")
+    several = [path for path in fused if path.rpartition(".")[2] == "experts"]
+    if len(several) > 1:
+        raise Unclear(f"it has several sets of experts ({', '.join(several)}), and not one")
     held = "; ".join(f"{path}: {', '.join(shapes)}" for path, shapes in fused.items())
     raise Unclear(f"its experts are not held as gate_up_proj and down_proj ({held})")
 

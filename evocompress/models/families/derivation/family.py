@@ -176,6 +176,8 @@ class Derived(Family):
         (kind,) = self.kinds
         if kind.stores and sublayer != "mlp":
             return False
+        if kind.mlp_state and sublayer == "attention":
+            return False
         if sublayer and kind.parts[sublayer].within:
             return False
         return not kind.remainder or sublayer is not None

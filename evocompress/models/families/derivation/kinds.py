@@ -38,6 +38,9 @@ from evocompress.models.families.derivation.structure import Unclear, structure
 from evocompress.models.families.derivation.tracing import TracedBlock, mixes_tokens
 from evocompress.models.families.shapes import matrix_shape
 
+CACHES = ("past_key_values", "cache_params")
+"""Names under which modules are given a cache."""
+
 
 def kind_of(
     example: TracedBlock, real: nn.Module, shape: tuple[int, int, int], *, cached: int | None
@@ -86,7 +89,14 @@ def _kind_of(
         heads = replace(heads, latent=latent) if latent else None
     if heads is None and not parts["attention"].settings:  # else only operations are unknown
         parts["attention"] = parts["attention"].whole
-    return Kind(parts, *rest, heads, attends, found.remainder)
+    kind = Kind(parts, *rest, heads, attends, found.remainder)
+    return replace(kind, mlp_state=_with_state(example, parts["mlp"])) if "mlp" in parts else kind
+
+
+def _with_state(example: TracedBlock, part: DerivedPart) -> str:
+    """Path of the module of a sub-layer that is given a cache; empty where none is."""
+    calls = example.calls(part.branch.cores)
+    return next((path for path, call in calls.items() if {*CACHES} & {*call.arguments}), "")
 
 
 def _one_input(example: TracedBlock, first: DerivedPart, second: DerivedPart) -> bool:

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families.derivation.parts import FIRST_SPECIAL
+from evocompress.models.families.derivation.reasons import stages, why_no_layers
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.uneven import text_config
 from evocompress.models.tasks import (
@@ -93,9 +94,11 @@ def task_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Task:
     task = next(served, CAUSAL)
     _check_called(cls, config, task)
     if not hasattr(text_config(config), "num_hidden_layers"):
-        raise Unclear("its config tells no number of layers: it has several parts or stages")
+        raise Unclear(why_no_layers(config))
     if task.causal:
         return task
+    if reason := stages(config):
+        raise Unclear(reason)
     if config.is_encoder_decoder:
         raise Unclear(
             "it is an encoder with a decoder, whose blocks read the encoder's states beside their "

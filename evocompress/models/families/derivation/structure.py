@@ -29,6 +29,7 @@ from evocompress.models.families.derivation.stream import (
     stream_norms,
 )
 from evocompress.models.families.derivation.tracing import (
+    FAILURES,
     Call,
     TracedBlock,
     first_tensor,
@@ -108,20 +109,26 @@ def structure(example: TracedBlock) -> BlockStructure:
 
 
 def _proven(example: TracedBlock, branch: ResidualBranch) -> ResidualBranch:
-    """A branch that can be taken out, perhaps without its norms: the residual may have them too.
+    """A branch that can be taken out, in the first form in which it can.
+
+    Its norms may be the residual stream's too, and stay then. Where a block asks whether a part is
+    of the class that yields several things, what stands for it must yield a tensor alone.
 
     Raises:
-        Unclear: It cannot be taken out.
+        Unclear: It cannot be taken out; the message is that of the whole branch.
     """
-    try:
-        _check_removal(example, branch)
-    except Unclear:
-        if not branch.before:
-            raise
-        bare = replace(branch, before=())
-        _check_removal(example, bare)
-        return bare
-    return branch
+    forms = [branch]
+    forms += [replace(branch, before=())] if branch.before else []
+    forms += [replace(one, among=0) for one in forms if branch.among]
+    reasons = []
+    for form in forms:
+        try:
+            _check_removal(example, form)
+        except Unclear as reason:
+            reasons.append(reason)
+        else:
+            return form
+    raise reasons[0]
 
 
 def _with_others(
@@ -333,7 +340,7 @@ def _check_removal(example: TracedBlock, branch: ResidualBranch) -> None:
     with replaced(example.block, own):
         try:
             found = example.run()
-        except (AttributeError, TypeError, RuntimeError) as error:
+        except FAILURES as error:
             raise Unclear(
                 f"a block does not run without its {branch.core[0]} ({one_line(error)})"
             ) from None
