@@ -234,7 +234,7 @@ def check_flops(model: PreTrainedModel) -> None:
     predicted = cost_model(units, architecture, length=length).dense()["flops"]
     mixing = {unit.block for unit in units if unit.kind == "attention"}
     without = {*range(len(family.blocks(model)))} - mixing
-    counted = counted_flops(model, architecture, family.task, LENGTH, without)
+    counted = counted_flops(model, architecture, family, LENGTH, without)
     assert predicted == counted, f"predicted {predicted:.0f}, counted {counted}"
 
 

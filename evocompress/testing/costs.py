@@ -14,9 +14,8 @@ from evocompress.core.canonical import canonical
 from evocompress.core.types import DROP, Architecture, Candidate, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.models.dummy_inputs import random_batch
-from evocompress.models.families import family_of
+from evocompress.models.families import Family
 from evocompress.models.families.derivation.beside import CACHES, bytes_of_layer
-from evocompress.models.tasks import Task
 from evocompress.space.costs import COSTS, ROUTED, TIMED, CostModel
 from evocompress.space.space import SearchSpace
 
@@ -100,7 +99,7 @@ def _extent(level: Level) -> tuple[float, ...]:
 def counted_flops(
     model: PreTrainedModel,
     architecture: Architecture,
-    task: Task,
+    family: Family,
     length: int,
     without: Set[int] = frozenset(),
 ) -> int:
@@ -109,19 +108,19 @@ def counted_flops(
     Args:
         model: As it is run; its kernel becomes the plain one.
         architecture: Of the dense model.
-        task: What the model is for.
+        family: Of the dense model.
         length: Tokens, where the model does not tell them.
         without: Blocks without their attention.
     """
     if any(architecture.heads) or architecture.beside:
         model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**task.inputs(random_batch(task, model, 1, length), model.dtype))
+        model(**family.task.inputs(random_batch(family.task, model, 1, length), model.dtype))
     operators = counter.get_flop_counts()["Global"]
     linear = int(sum(operators.get(op, 0) for op in LINEAR))
-    found, mixers = counter.get_flop_counts(), [*_mixers(model, architecture, without)]
+    found, mixers = counter.get_flop_counts(), [*_mixers(model, family, architecture, without)]
     mixed = sum(_batched(found.get(name, {})) for name in (*mixers, *_linear(model, mixers)))
-    mixed += _outside(model, task, counter)
+    mixed += _outside(model, family, counter)
     return linear + mixed + _attention_flops(architecture, architecture.tokens or length, without)
 
 
@@ -139,11 +138,11 @@ def _batched(counts: Mapping[Any, int]) -> int:
     return sum(int(flops) for op, flops in counts.items() if op not in LINEAR)
 
 
-def _outside(model: PreTrainedModel, task: Task, counter: FlopCounterMode) -> int:
+def _outside(model: PreTrainedModel, family: Family, counter: FlopCounterMode) -> int:
     """Operations of attention outside the blocks, as models of images have it in their poolers."""
-    if task.reads_text:
+    if family.task.reads_text:
         return 0
-    family, counts = family_of(model), counter.get_flop_counts()
+    counts = counter.get_flop_counts()
     names = [
         f"{type(model).__name__}.{family.block_names[i]}" for i in range(len(family.blocks(model)))
     ]
@@ -151,11 +150,13 @@ def _outside(model: PreTrainedModel, task: Task, counter: FlopCounterMode) -> in
     return _batched(counts["Global"]) - sum(_batched(counts.get(name, {})) for name in counted)
 
 
-def _mixers(model: PreTrainedModel, architecture: Architecture, without: Set[int]) -> Iterator[str]:
+def _mixers(
+    model: PreTrainedModel, family: Family, architecture: Architecture, without: Set[int]
+) -> Iterator[str]:
     """The blocks that mix tokens otherwise than by heads, as torch names them."""
     for block, own in enumerate(architecture.beside):
         if own and block not in without:
-            yield f"{type(model).__name__}.{family_of(model).block_names[block]}"
+            yield f"{type(model).__name__}.{family.block_names[block]}"
 
 
 def _attention_flops(architecture: Architecture, length: int, without: Set[int]) -> int:

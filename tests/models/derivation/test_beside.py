@@ -31,7 +31,7 @@ def test_operations_and_cache_are_those_that_are_counted(name: str, length: int)
     costs = cost_model(family.units(model), architecture, length=length).dense()
     assert any(architecture.beside or architecture.latents) and not architecture.uncounted
     assert costs["params"] == sum(parameter.numel() for parameter in model.parameters())
-    assert costs["flops"] == counted_flops(model, architecture, family.task, length)
+    assert costs["flops"] == counted_flops(model, architecture, family, length)
     assert (costs["decode_flops"], costs["kv_bytes"]) == counted_decoding(model, length)
 
 

@@ -27,7 +27,7 @@ def costs(name: str, task: Task = CAUSAL) -> tuple[CostModel, int]:
     model = typical_model(typical_config(name), task=task)
     family = family_of(model)
     architecture = family.architecture(model)
-    counted = counted_flops(model, architecture, family.task, LENGTH)
+    counted = counted_flops(model, architecture, family, LENGTH)
     length = architecture.tokens or LENGTH
     return cost_model(family.units(model), architecture, length=length), counted
 

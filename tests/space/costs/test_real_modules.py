@@ -60,7 +60,6 @@ def test_parameters_are_those_of_the_reduced_model(model_type, dropped):
 @pytest.mark.parametrize("model_type", sorted(NAMES))
 def test_flops_of_matrices_are_those_torch_counts(model_type, dropped):
     model, family, architecture, predicted, candidate = reduced(model_type, dropped)
-    task = family.task
     dead = {block for block, sublayer in dropped if sublayer == "attention"}
-    counted = counted_flops(model, architecture, task, LENGTH, without=dead)
+    counted = counted_flops(model, architecture, family, LENGTH, without=dead)
     assert predicted.of([candidate])["flops"].item() == counted
