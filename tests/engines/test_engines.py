@@ -14,15 +14,23 @@ import pytest
 import torch
 
 from evocompress.compression.live_model import LiveModel
+from evocompress.core.errors import RunError
 from evocompress.core.types import DROP, Candidate, Level
-from evocompress.export import PROGRAMS, materialize
+from evocompress.export import FORMATS, PROGRAMS, materialize
 from evocompress.export.gguf_architectures import UNEVEN
 from evocompress.export.gguf_tokenizer import KNOWN
 from evocompress.export.llama_like import LLAMA_LIKE
 from evocompress.export.programs import check_version
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
-from evocompress.testing.engines import first_difference, generate, greedy_tokens, why_missing
+from evocompress.testing.engines import (
+    Generated,
+    first_difference,
+    generate,
+    generate_from_each,
+    greedy_tokens,
+    why_missing,
+)
 from evocompress.testing.formats import CASES, LevelsByEnd, candidate_of
 from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.gguf_types import (
@@ -37,6 +45,7 @@ from evocompress.testing.gguf_types import (
 from evocompress.testing.piece_tokenizers import KINDS as PIECES
 from evocompress.testing.piece_tokenizers import piece_tokenizer
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.seeing import TEXT, random_image, seeing_model, tokens_after_image
 from evocompress.testing.tiny import windowless
 
 pytestmark = pytest.mark.engines
@@ -59,11 +68,15 @@ LEVELS: dict[str, Callable[[LoadedModel], LevelsByEnd]] = {
     "without_mlps": without_mlps,
 }
 
+FOLDED = [name for name in FORMATS["folded"].programs["vllm"].families if name != "llava"]
+
+InVllm = tuple[LoadedModel, Candidate, Generated | RunError]
+
 RUNS = [
     *(("llama.cpp", "gguf", "llama", case) for case in ("uneven", "biased", "without_mlps")),
     *(("llama.cpp", "gguf", family, "uneven") for family in ("mistral", "qwen2")),
     *(("vllm", "folded", "llama", case) for case in ("uneven", "lacking", "without_mlps")),
-    *(("vllm", "folded", family, "uneven") for family in ("mistral", "qwen2", "qwen3")),
+    ("vllm", "folded", "qwen2_moe", "lacking"),
     *(("vllm", "deci", "llama", case) for case in ("uneven", "biased", "without_mlps")),
     *(("vllm", "deci", family, "uneven") for family in ("mistral", "qwen2")),
 ]
@@ -151,15 +164,51 @@ def test_llama_cpp_computes_experts_beside_a_dense_mlp(
     assert_continued(loaded, candidate, generate(engine, out, PROMPTS, new_tokens=8).tokens)
 
 
+@pytest.fixture(scope="module")
+def folded_in_vllm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, InVllm]:
+    """A model of every type that `folded` names for vLLM, and what one process makes of them."""
+    reason = why_missing("vllm")
+    if reason is not None:
+        pytest.skip(reason)
+    written = {}
+    for family in FOLDED:
+        loaded = windowless(family, layers=4, hidden=256)
+        candidate = candidate_of(loaded, folded_levels(loaded))
+        out = tmp_path_factory.mktemp("folded") / family
+        materialize(loaded, PlainLibrary(loaded), candidate, out, format="folded")
+        written[family] = loaded, candidate, out
+    found = generate_from_each("vllm", [out for *_, out in written.values()], PROMPTS)
+    return {family: (*written[family][:2], one) for family, one in zip(written, found, strict=True)}
+
+
+def folded_levels(loaded: LoadedModel) -> LevelsByEnd:
+    """A block less, an MLP less, fewer heads in one layer and, but for experts, fewer channels."""
+    levels = {"2": DROP, "3.mlp": DROP, "1.attention": Level(kv_groups=1, group_heads=2)}
+    return levels | ({} if loaded.family.mixture else {"0.mlp": Level(channels=96)})
+
+
 @pytest.mark.parametrize("engine", ["vllm"])
-@pytest.mark.parametrize("family", ["olmo2", "smollm3", "granite", "glm4"])
-def test_vllm_computes_derived_types(engine: str, family: str, tmp_path: Path) -> None:
-    loaded = windowless(family, layers=4, hidden=256)
-    levels = {"0.mlp": Level(channels=96), "2": DROP, "3.mlp": DROP}
-    heads = {"1.attention": Level(kv_groups=1, group_heads=2)} if family != "olmo2" else {}
-    candidate = candidate_of(loaded, levels | heads)
+@pytest.mark.parametrize("family", FOLDED)
+def test_vllm_computes_every_type_that_is_named(
+    engine: str, family: str, folded_in_vllm: dict[str, InVllm]
+) -> None:
+    loaded, candidate, found = folded_in_vllm[family]
+    if isinstance(found, RunError):
+        raise found
+    assert_continued(loaded, candidate, found.tokens)
+
+
+@pytest.mark.parametrize("engine", ["vllm"])
+def test_vllm_computes_a_model_that_reads_images(engine: str, tmp_path: Path) -> None:
+    loaded = seeing_model(tmp_path / "dense")
+    candidate = candidate_of(loaded, folded_levels(loaded))
     out = materialize(loaded, PlainLibrary(loaded), candidate, tmp_path / "out", format="folded")
-    assert_continued(loaded, candidate, generate(engine, out, PROMPTS).tokens)
+    image = random_image(tmp_path / "image.png")
+    found = generate(engine, out, PROMPTS, new_tokens=12, images=[(TEXT, image)])
+    assert_continued(loaded, candidate, found.tokens)
+    with LiveModel(loaded, PlainLibrary(loaded)) as live:
+        live.apply(candidate)
+        assert found.seen == [tokens_after_image(loaded, image, 12)]
 
 
 def assert_continued(loaded: LoadedModel, candidate: Candidate, found: list[list[int]]) -> None:
