@@ -70,6 +70,18 @@ def test_a_checkpoint_reads_text_and_images(loaded: LoadedModel, tmp_path: Path)
     assert not torch.equal(dense, expected) and not torch.equal(dense, blind)
 
 
+@pytest.mark.parametrize("name", ["gemma3", "mistral3"])
+def test_the_language_model_is_folded(name: str, tmp_path: Path) -> None:
+    """The parts around it see the layers that are left; Qwen3-VL's must keep their numbers."""
+    loaded = tiny_whole(name)
+    out, candidate = written(loaded, tmp_path / "out", "folded")
+    assert_written(out, loaded, candidate)
+    model = reload(out, loaded.family.task)
+    assert model.config.get_text_config().num_hidden_layers == 2
+    expected = continued_in_memory(loaded, candidate)
+    assert torch.equal(continued(model, name, cache=True), expected)
+
+
 def test_what_is_no_block_stays_to_the_last_bit(loaded: LoadedModel, tmp_path: Path) -> None:
     out, _ = written(loaded, tmp_path / "out")
     before, after = loaded.model.state_dict(), reload(out, loaded.family.task).state_dict()
