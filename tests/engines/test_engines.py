@@ -131,10 +131,12 @@ def test_llama_cpp_computes_layers_that_differ(
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp"])
-@pytest.mark.parametrize("model_type", WHOLES)
+@pytest.mark.parametrize("model_type", [name for name in WHOLES if name != "kimi_k25"])
 def test_llama_cpp_computes_the_language_model_within_others(
     engine: str, model_type: str, tmp_path: Path
 ) -> None:
+    # Kimi K2.5's class reads tokens that stand for images as padding, also where there are none,
+    # and a random model writes some. Its file is DeepSeek V3's: tests/export/test_gguf_wholes.py.
     loaded = gguf_loaded(model_type)
     for case, levels in enumerate(every_gguf_levels(loaded)):
         candidate, out = candidate_of(loaded, levels), tmp_path / str(case)
