@@ -30,13 +30,12 @@ from pathlib import Path
 
 from evocompress.core.config import RunConfig
 from evocompress.core.errors import RunError
+from evocompress.core.processes import is_first, joined
 from evocompress.core.progress import Reporter, Silent
 from evocompress.distributed import backend_of
 from evocompress.evaluation.profile import path_of
 from evocompress.evaluation.proxies import Metric
-from evocompress.export import (
-    check_target,
-)
+from evocompress.export import check_target
 from evocompress.export import materialize as write_checkpoint
 from evocompress.pipeline import evaluation_stage, stages
 from evocompress.pipeline.compared_models import (
@@ -325,7 +324,8 @@ def heal(
 
     Trains on text of ``heal.source`` that library, search and held-out part have not, by default
     the text behind them; a few sequences of it choose the best checkpoint. With ``executor: ray``
-    this is done in a task on the cluster, whose nodes must see the folder.
+    this is done in a task on the cluster, whose nodes must see the folder. Where torchrun or
+    accelerate have started several processes, each calls this, and they share the work.
 
     Args:
         path: The run's folder, with a checkpoint.
@@ -341,14 +341,15 @@ def heal(
     Raises:
         EvoCompressError: Anything that the user can mend.
     """
-    context = stages.to_be_healed(path, overrides, reporter)
-    if context.config.executor == "ray":
-        from evocompress.distributed.healing import heal_on_ray
+    with joined():
+        told = reporter if is_first() else Silent()
+        context = stages.to_be_healed(path, overrides, told)
+        if context.config.executor == "ray":
+            from evocompress.distributed.healing import heal_on_ray
 
-        folder = context.folder
-        heal_on_ray(context.config, folder.path, overrides, resume, force, context.reporter)
-        return folder.healed_checkpoint
-    return stages.heal(context, resume=resume, force=force)
+            heal_on_ray(context, overrides, resume, force)
+            return context.folder.healed_checkpoint
+        return stages.heal(context, resume=resume, force=force)
 
 
 def evaluate(

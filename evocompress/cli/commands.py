@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from evocompress.cli.ending import INTERRUPTED, can_mend, told_interrupt
 from evocompress.cli.library import library_app
 from evocompress.cli.options import (
     Folder,
@@ -28,9 +29,10 @@ from evocompress.cli.options import (
     on_ray,
     say,
 )
-from evocompress.core.errors import EvoCompressError, RunError, one_line
+from evocompress.core.errors import RunError, one_line
+from evocompress.core.processes import check_alone, first_to_say
 from evocompress.core.progress import Reporter
-from evocompress.core.stopping import SIGNALS, signal_that_came, stop_on_signals
+from evocompress.core.stopping import signal_that_came, stop_on_signals
 from evocompress.core.terminal import print_table, text_table
 
 app = typer.Typer(
@@ -44,9 +46,14 @@ app = typer.Typer(
 app.add_typer(library_app, name="library")
 
 
-INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
-
 NOISY = ("torchao", "torch.utils._pytree")  # they warn of kernels for other machines
+
+
+@app.callback()
+def begin(context: typer.Context) -> None:
+    """Refuses several processes where they would do the same work side by side."""
+    if context.invoked_subcommand != "heal":
+        check_alone(f"evocompress {context.invoked_subcommand}")
 
 
 @app.command(epilog="Example: `evocompress demo`")
@@ -305,7 +312,8 @@ def materialize(
 
 @app.command(
     epilog="Examples: `evocompress heal runs/demo heal.steps=100`; "
-    "`evocompress heal /shared/runs/trial --ray auto`"
+    "`evocompress heal /shared/runs/trial --ray auto`; "
+    "`torchrun --nproc-per-node 2 -m evocompress heal runs/demo`"
 )
 def heal(
     folder: Folder,
@@ -316,7 +324,8 @@ def heal(
 ) -> None:
     """Distil the dense model into the run's checkpoint; zeros stay zeros.
 
-    With Ray this is one task on the cluster, whose nodes must see the folder.
+    With Ray this is one task on the cluster, whose nodes must see the folder. Several processes,
+    as torchrun or accelerate start them, share out the work and the optimizer's memory.
     """
     from evocompress import api
 
@@ -373,25 +382,11 @@ def main() -> None:
         app()
     except SystemExit as stop:
         if stop.code in (INTERRUPTED, signal.SIGTERM):  # Ray ends with the latter as it begins
-            stop.code = _interrupted(signal_that_came() or int(stop.code))
+            stop.code = told_interrupt(signal_that_came() or int(stop.code))
         raise
     except Exception as error:
         if came := signal_that_came():  # libraries may turn an interrupt into an error of theirs
-            sys.exit(_interrupted(came))
-        if not _told(error):
+            sys.exit(told_interrupt(came))
+        if not can_mend(error):
             raise
-        sys.exit(f"error: {one_line(error)}")
-
-
-def _told(error: Exception) -> bool:
-    """Whether an error is one that the user can mend."""
-    from evocompress.core.files import errno_of
-
-    return isinstance(error, EvoCompressError | OSError) or errno_of(error) is not None
-
-
-def _interrupted(came: int) -> int:
-    """Says how a command that was interrupted goes on; its exit status, as shells have it."""
-    word = SIGNALS.get(came, "interrupted")
-    print(f"{word}: search, heal, rounds and sweep go on with --resume", file=sys.stderr)
-    return 128 + came if came in SIGNALS else INTERRUPTED
+        sys.exit(f"error: {one_line(error)}" if first_to_say(one_line(error)) else 1)

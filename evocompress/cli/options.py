@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from evocompress.core.foreign_text import printable
+from evocompress.core.processes import is_first
 
 RunFile = Annotated[
     Path,
@@ -63,5 +64,6 @@ def on_ray(address: str | None) -> list[str]:
 
 
 def say(text: object) -> None:
-    """One line on the standard output."""
-    typer.echo(printable(str(text), ""))
+    """One line on the standard output, of the first process where there are several."""
+    if is_first():
+        typer.echo(printable(str(text), ""))

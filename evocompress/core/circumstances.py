@@ -44,6 +44,7 @@ class Facts(BaseModel):
         executor: Of the run: with ``ray`` other machines compute than the one of `device` and
             `instructions`.
         workers: These other machines, each kind once; empty until one has begun.
+        processes: That worked together on a healing.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -55,6 +56,7 @@ class Facts(BaseModel):
     threads: int | None = None
     executor: str = "local"
     workers: tuple[Machine, ...] = ()
+    processes: int = 1
 
     @property
     def machines(self) -> tuple[Machine, ...]:
@@ -128,6 +130,7 @@ def differences(before: Facts, now: Facts, *, threads: bool = False) -> list[str
     if threads or any(machine.device.startswith("cpu") for machine in now.machines):
         pairs.append(("threads", str(before.threads or ""), str(now.threads or "")))
     pairs.append(("dtype", before.dtype, now.dtype))
+    pairs.append(("processes", str(before.processes), str(now.processes)))
     return [f"{name} was {old}, is {new}" for name, old, new in pairs if _differ(old, new)]
 
 

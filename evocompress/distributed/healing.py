@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from evocompress.core.config import RunConfig
-from evocompress.core.errors import ModelError
+from evocompress.core.errors import ConfigError, ModelError
+from evocompress.core.processes import process_count
 from evocompress.core.progress import Reporter
 from evocompress.distributed.cluster import enter
 from evocompress.distributed.exclusive_task import ExclusiveTask, Tell, run_alone, run_beside
@@ -22,20 +23,19 @@ from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.short_healing import HealEach, ShortRecipe, heal_each
 
 
-def heal_on_ray(
-    config: RunConfig,
-    path: Path,
-    overrides: Sequence[str],
-    resume: bool,
-    force: bool,
-    reporter: Reporter,
-) -> None:
+def heal_on_ray(context: RunContext, overrides: Sequence[str], resume: bool, force: bool) -> None:
     """Heals the checkpoint of a run whose folder the nodes see under the same path.
 
     The task locks the folder and writes there what a healing in this process would; a process
     that dies leaves what `--resume` goes on from. Healings that are averaged are tasks of their
     own, as many at a time as the cluster has room for, unless their teacher is to be trained first.
+
+    Raises:
+        ConfigError: Several processes were started.
     """
+    if process_count() > 1:
+        raise ConfigError("with Ray a healing is one task: start one process, or leave out --ray")
+    config, path, reporter = context.config, context.folder.path, context.reporter
     here = [*overrides, "executor=local", f"threads={threads_of(config)}"]
     home, place = os.getcwd(), str(path.absolute())
 

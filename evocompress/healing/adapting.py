@@ -6,6 +6,7 @@ first fine-tuned there, with a fifth of the learning rate ("teacher correction")
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -17,6 +18,7 @@ from evocompress.core.config import HealConfig
 from evocompress.core.errors import ConfigError
 from evocompress.core.files import make_folder
 from evocompress.core.leftovers import scratch_folder
+from evocompress.core.processes import by_first
 from evocompress.core.progress import Told
 from evocompress.core.types import Candidate
 from evocompress.export.checkpoint import materialize
@@ -84,9 +86,14 @@ def adapt_teacher(
     texts = (torch.split(part, config.batch) for part in (train, validation))
     lessons = Lessons(*map(next_tokens, texts))
     make_folder(out.parent)
-    with scratch_folder(out.parent, "untaught") as scratch:
-        before = materialize(teacher, None, Candidate(), scratch / "checkpoint")
-        with absent([teacher], scratch):
+    with ExitStack() as stack:
+
+        def copied() -> Path:
+            scratch = stack.enter_context(scratch_folder(out.parent, "untaught"))
+            return materialize(teacher, None, Candidate(), scratch / "checkpoint")
+
+        before = by_first(copied)
+        with absent([teacher], before.parent):
             distil(
                 before,
                 teacher,

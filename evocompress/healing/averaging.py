@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from evocompress.core.config import HealConfig
 from evocompress.core.files import write_json
+from evocompress.core.processes import by_first, first_goes_ahead
 from evocompress.core.progress import Told, tell_nobody
 from evocompress.healing.absent import absent
 from evocompress.healing.distill import HealReport, distil
@@ -68,11 +69,12 @@ def heal(
     places = [member(config, out, number)[1] for number in range(config.average)]
     each = places if config.average > 1 else [out]
     wanted = None if all(HealFolder(place).report.exists() for place in each) else train
-    lessons = keep_lessons(teacher, wanted, validation, config, kept, told)
+    with first_goes_ahead():
+        lessons = keep_lessons(teacher, wanted, validation, config, kept, told)
     others = [] if dense is None or dense is teacher else [dense]
     with absent([teacher, *others], out):
         report = one(lessons=lessons)
-    shutil.rmtree(kept, ignore_errors=True)
+    by_first(lambda: shutil.rmtree(kept, ignore_errors=True))
     return report
 
 
@@ -120,8 +122,6 @@ def _heal(
         f"of the best one {reports[best].best_kl:.4g}."
     )
     whole = HealFolder(out)
-    write_student(averaged, student, whole.checkpoint, note, (dense or teacher).widened)
-    shutil.copy(HealFolder(members[best][1]).history, whole.history)
     report = replace(
         reports[best],
         checkpoint=str(whole.checkpoint),
@@ -132,7 +132,13 @@ def _heal(
         members=tuple(report.best_kl for report in reports),
         averaged=tuple(taken),
     )
-    write_json(whole.report, asdict(report))
+
+    def write() -> None:
+        write_student(averaged, student, whole.checkpoint, note, (dense or teacher).widened)
+        shutil.copy(HealFolder(members[best][1]).history, whole.history)
+        write_json(whole.report, asdict(report))
+
+    by_first(write)
     return report
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from evocompress.core.checked_lines import lines, sealed
 from evocompress.core.config import HealConfig
 from evocompress.core.files import write_json, write_text
+from evocompress.core.processes import by_first
 from evocompress.core.progress import Told, tell_nobody
 from evocompress.healing.averaging import heal
 from evocompress.healing.distill import HealReport
@@ -89,7 +90,8 @@ def heal_in_cycles(
         given = (source, teacher, train, validation, of_cycle, folder)
         again = resume and folder.exists()
         reports.append(heal(*given, dense=dense, resume=again, force=force, progress=tell))
-    return _summed_up(reports, out, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return by_first(lambda: _summed_up(reports, out, seconds))
 
 
 def _law(reports: Sequence[HealReport]) -> tuple[HealingLaw | None, int]:

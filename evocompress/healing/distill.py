@@ -20,6 +20,7 @@ from evocompress.core.config import HealConfig
 from evocompress.core.environment import environment
 from evocompress.core.errors import ConfigError, DataError, HealingDiverged
 from evocompress.core.files import write_json
+from evocompress.core.processes import by_first, check_same, of_all, own_part, process_count
 from evocompress.core.progress import Told, tell_nobody
 from evocompress.export.folder import check_room
 from evocompress.export.layout import layout
@@ -131,6 +132,23 @@ def distil(
     return healing.report(time.monotonic() - began)
 
 
+def check_shared_out(config: HealConfig) -> None:
+    """Refuses a number of processes that cannot have the same number of micro-batches each.
+
+    Raises:
+        ConfigError: It does not divide them.
+
+    Examples:
+        >>> check_shared_out(HealConfig(accumulate=3))
+    """
+    if config.accumulate % process_count():
+        raise ConfigError(
+            f"heal.accumulate={config.accumulate} is how many micro-batches a step has, and they "
+            f"are shared out among {process_count()} processes: set it to a multiple of "
+            f"{process_count()}"
+        )
+
+
 class _Healing:
     """The state of one healing: weights, history and the best step so far."""
 
@@ -149,6 +167,7 @@ class _Healing:
                 f"healing needs sequences to train ({len(train)} given) and to choose the best "
                 f"step ({len(validation)} given)"
             )
+        check_shared_out(config)
         self.source = source
         self.config = config
         self.folder = folder
@@ -186,6 +205,7 @@ class _Healing:
         self.masters = Masters(self.student, zeros, config)
         self.circumstances = Circumstances.model_validate(
             environment(teacher.model.device, teacher.model.dtype, "local")
+            | {"processes": process_count()}
         )
         self.history: list[StepRecord] = []
         self.best = Best(0, math.inf)
@@ -209,6 +229,7 @@ class _Healing:
         if not resume:
             self.folder.check_new()
         state = self.folder.latest()
+        check_same((self.recipe, state), "healing")
         if state is None:
             weights = sum(parameter.numel() for parameter in self.student.parameters())
             # Two training states and the best checkpoint.
@@ -257,7 +278,7 @@ class _Healing:
             circumstances=self.circumstances.model_dump(mode="json"),
             measure=self.measure,
         )
-        write_json(self.folder.report, asdict(report))
+        by_first(lambda: write_json(self.folder.report, asdict(report)))
         return report
 
     def _tokens(self, step: int) -> int:
@@ -268,10 +289,11 @@ class _Healing:
         """One optimizer step, from 0."""
         indices = micro_batch_indices(step, len(self.train), self.config)
         positions = sum(self.train.positions(index) for index in indices)
-        loss = 0.0
-        for index in indices:
-            loss += self.train.backward(index, 1 / positions) / positions
+        losses = {}
+        for place in own_part(len(indices)):
+            losses[place] = self.train.backward(indices[place], 1 / positions) / positions
             self.masters.collect_gradients()
+        loss = sum(of_all(losses, len(indices)))
         norm = self.masters.clip_gradients()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise HealingDiverged(
@@ -290,13 +312,13 @@ class _Healing:
         self.history.append(replace(record, validation_kl=kl if finite else None))
         if finite and kl < self.best.kl:
             self.best = Best(record.step, kl)
-            write_student(
-                self.student, self.source, self.folder.checkpoint, self._note(), self.dtype
-            )
+            written = (self.source, self.folder.checkpoint, self._note(), self.dtype)
+            by_first(lambda: write_student(self.student, *written))
         if record.step:
             finished = record.step == self.config.steps
             tensors = {} if finished else self.masters.state()
-            self.folder.save(tensors, self.history, self.best, self.recipe, self.circumstances)
+            known = (self.history, self.best, self.recipe, self.circumstances)
+            by_first(lambda: self.folder.save(tensors, *known))
 
     def _note(self) -> str:
         initial = self.history[0].validation_kl

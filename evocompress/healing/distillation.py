@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evocompress.core.processes import of_all, own_part
 from evocompress.healing.layers import LayerLoss
 from evocompress.healing.loss import DistillationLoss, of_states
 from evocompress.healing.targets import Targets, of_teacher, output_rows, states_of
@@ -111,12 +112,14 @@ class Distillation:
 
     @torch.no_grad()
     def mean(self) -> float:
-        """Mean over all positions of all micro-batches."""
-        total = sum(
-            self._loss.value(self._student_states(index), self._target(index))
-            for index in range(len(self))
+        """Mean over all positions of all micro-batches, which several processes share out."""
+        own = {
+            index: self._loss.value(self._student_states(index), self._target(index))
+            for index in own_part(len(self))
+        }
+        return sum(of_all(own, len(self))) / sum(
+            self.positions(index) for index in range(len(self))
         )
-        return total / sum(self.positions(index) for index in range(len(self)))
 
     def _student_states(self, index: int) -> Tensor:
         return states_of(self._family, self._student, self._micro_batches[index])

@@ -12,11 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.core.config import HealConfig
+from evocompress.core.processes import (
+    anywhere,
+    broadcast_from,
+    gathered,
+    of_all,
+    owners,
+    process_count,
+    process_number,
+    reduce_to,
+)
 from evocompress.healing.optimizers import KEPT, from_moments, make_optimizer, moments, take_step
 
 
 class Masters:
-    """The copy of a model's trained parameters, by name; tied ones appear once."""
+    """The copy of a model's trained parameters, by name; tied ones appear once.
+
+    Several processes share it out: each has the masters, gradients and moments of some parameters,
+    takes their steps and tells the others the new weights (ZeRO, stage 2: 1910.02054).
+
+    Attributes:
+        weights: The masters of this process, by name.
+    """
 
     def __init__(self, model: nn.Module, zeros: Mapping[str, Tensor], config: HealConfig) -> None:
         """Copies those parameters of the model that have gradients; steps update them in place.
@@ -28,29 +45,49 @@ class Masters:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
+        sizes = [parameter.numel() for parameter in self._parameters.values()]
+        self._owners = dict(zip(self._parameters, owners(sizes, process_count()), strict=True))
         self._zeros = zeros
         self._clip = config.clip
         self.weights = {
             name: parameter.detach().to(torch.float32, copy=True)
             for name, parameter in self._parameters.items()
+            if self._owners[name] == process_number()
         }
         self._optimizer = make_optimizer(list(self.weights.values()), config)
 
     def collect_gradients(self) -> None:
-        """Adds the model's gradients to the masters' and clears them, once per micro-step."""
-        for name, parameter in self._parameters.items():
-            if parameter.grad is None:
+        """Adds the model's gradients to the masters' and clears them, once per micro-step.
+
+        A parameter that no process has a gradient of, such as that of an expert without tokens,
+        gets none.
+        """
+        known = [parameter.grad is not None for parameter in self._parameters.values()]
+        for there, (name, parameter) in zip(anywhere(known), self._parameters.items(), strict=True):
+            if not there:
                 continue
-            gradient = parameter.grad.to(torch.float32)
+            given = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradient = given.to(torch.float32)
+            parameter.grad = None
             if name in self._zeros:
                 gradient.masked_fill_(self._zeros[name], 0.0)
-            master = self.weights[name]
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-            parameter.grad = None
+            gradient = reduce_to(self._owners[name], gradient)
+            if (master := self.weights.get(name)) is not None:
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
 
     def clip_gradients(self) -> float:
         """Shrinks the collected gradients to the largest norm; returns the norm before."""
-        return float(nn.utils.clip_grad_norm_(self.weights.values(), self._clip))
+        places = {name: place for place, name in enumerate(self._parameters)}
+        own = {
+            places[name]: torch.linalg.vector_norm(master.grad)
+            for name, master in self.weights.items()
+            if master.grad is not None
+        }
+        known = torch.stack(list(own.values())).tolist() if own else []
+        norms = of_all(dict(zip(own, known, strict=True)), len(places))
+        norm = torch.linalg.vector_norm(torch.tensor(norms))
+        nn.utils.clip_grads_with_norm_(self.weights.values(), self._clip, norm)
+        return float(norm)
 
     def step(self, learning_rate: float) -> None:
         """Updates masters and model from the collected gradients, and forgets these.
@@ -61,12 +98,15 @@ class Masters:
         self._write_to_model()
 
     def state(self) -> dict[str, Tensor]:
-        """Masters and moments by name, to continue from; not copies."""
+        """Masters and moments by name, to continue from; not copies.
+
+        The first of several processes gets those of all, the others get none.
+        """
         tensors = {f"master.{name}": master for name, master in self.weights.items()}
         for name, master in self.weights.items():
             for key, tensor in moments(self._optimizer.state[master]):
                 tensors[f"{key}.{name}"] = tensor
-        return tensors
+        return gathered(tensors)
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Continues from `state`, on whichever device its tensors are."""
@@ -79,4 +119,6 @@ class Masters:
     @torch.no_grad()
     def _write_to_model(self) -> None:
         for name, parameter in self._parameters.items():
-            parameter.copy_(self.weights[name])
+            if name in self.weights:
+                parameter.copy_(self.weights[name])
+            broadcast_from(self._owners[name], parameter.data)

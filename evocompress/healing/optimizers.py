@@ -30,12 +30,13 @@ MOMENT_BYTES: Mapping[str, float] = {"adamw": 2 * 4, "adamw8bit": 2 * (1 + 4 / B
 
 
 def make_optimizer(weights: Sequence[Tensor], config: HealConfig) -> Optimizer:
-    """The optimizer that the configuration says, without moments as yet.
+    """The optimizer that the configuration says, without moments as yet; the weights may be none.
 
     Raises:
         ConfigError: A package is missing.
     """
     decay = config.weight_decay
+    weights = weights or [torch.empty(0)]  # one of several processes may have nothing to train
     if config.optimizer == "adamw":
         return torch.optim.AdamW(weights, betas=BETAS, weight_decay=decay, fused=True)
     if find_spec("torchao") is None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evocompress.core.config import RunConfig
 from evocompress.core.errors import ConfigError
+from evocompress.core.processes import by_first, check_device, is_first
 from evocompress.core.progress import Reporter, Silent
 from evocompress.evaluation.calibration.fresh import FreshText, repetition
 from evocompress.healing import heal as distil
 from evocompress.healing import heal_in_cycles
 from evocompress.healing.adapting import sequences_for
 from evocompress.healing.averaging import member as member_of
+from evocompress.healing.distill import check_shared_out
 from evocompress.healing.state import HealFolder
 from evocompress.pipeline.checks import check_inputs
 from evocompress.pipeline.compared_models import check_healing, own_checkpoint
@@ -24,7 +26,7 @@ from evocompress.pipeline.early_checks import check_early
 from evocompress.pipeline.finished import Unchanged, finished
 from evocompress.pipeline.loop import Listener
 from evocompress.pipeline.resolve import check_names
-from evocompress.pipeline.run_folder import begin_run
+from evocompress.pipeline.run_folder import RunFolder, begin_run
 from evocompress.pipeline.run_folder import check_run as check_folder
 from evocompress.pipeline.search_stage import find
 from evocompress.pipeline.short_healing import short_recipe
@@ -66,12 +68,15 @@ def to_be_healed(
     """
     context = finished(path, reporter, overrides, ("heal.",))
     check_healing(context)
-    context.reporter.log_to(context.folder.log)
+    check_shared_out(context.config.heal)
+    check_device(context.config.model.device)
+    if is_first():
+        context.reporter.log_to(context.folder.log)
     return context
 
 
 def heal(context: RunContext, *, resume: bool, force: bool, member: int | None = None) -> Path:
-    """Heals the checkpoint of a run in this process; see `evocompress.api.heal`.
+    """Heals the checkpoint of a run in this process, or some; see `evocompress.api.heal`.
 
     With `member` only one of the healings that are averaged is made, and the folder is not locked:
     others make theirs at the same time.
@@ -89,7 +94,7 @@ def heal(context: RunContext, *, resume: bool, force: bool, member: int | None =
     how = {"dense": dense, **go_on}
     source, out = folder.checkpoint, folder.healing
     first = sequences_for(config, calibration.length)
-    with nullcontext() if member is not None else folder.locked():
+    with nullcontext() if member is not None else _locked(folder):
         if not resume:
             HealFolder(out).check_new()
         adapt = partial(adapted, teacher, config=config, out=out, reporter=context.reporter)
@@ -116,3 +121,11 @@ def heal(context: RunContext, *, resume: bool, force: bool, member: int | None =
         with context.reporter.stage("heal") as advance:
             distil(source, teacher, train, validation, config, out, progress=advance, **how)
     return folder.healed_checkpoint
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    """Keeps others than the processes that work together out of a folder."""
+    with ExitStack() as stack:
+        by_first(lambda: stack.enter_context(folder.locked()))
+        yield
