@@ -199,19 +199,20 @@ def profile(
     return path_of(table.made, config.latency), table
 
 
-def plan(config: RunConfig, device: str = "here") -> Plan:
+def plan(config: RunConfig, device: str = "here", *, processes: int = 1) -> Plan:
     """What a run would take, from the model's config alone.
 
     Args:
         config: The run.
         device: ``here``, which is measured for some seconds, or a name of
             `evocompress.pipeline.planning.DEVICES`.
+        processes: That share out the healing, with a device each.
 
     Raises:
         EvoCompressError: Anything that the user can mend.
     """
     check_names(config)
-    return plan_on(config, device)
+    return plan_on(config, device, processes)
 
 
 def model_offers(source: str) -> Offers:

@@ -200,6 +200,9 @@ def plan(
     tokens: Annotated[
         int | None, typer.Option(help="Requested tokens of the search.", show_default=False)
     ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, max=4096, help="That share out the healing, a device each.")
+    ] = 1,
 ) -> None:
     """Foretell time, memory and disk of library, search and healing from a model's config alone.
 
@@ -211,7 +214,7 @@ def plan(
 
     changes = [f"model.source={json.dumps(model)}", *(overrides or [])]
     changes += [f"search.tokens={tokens}"] if tokens is not None else []
-    found = api.plan(load_config(space, changes), device)
+    found = api.plan(load_config(space, changes), device, processes=processes)
     print_table(text_table(plan_rows(found)))
     for note in plan_notes(found):
         say(note)

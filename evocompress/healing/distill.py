@@ -132,20 +132,19 @@ def distil(
     return healing.report(time.monotonic() - began)
 
 
-def check_shared_out(config: HealConfig) -> None:
+def check_shared_out(config: HealConfig, processes: int) -> None:
     """Refuses a number of processes that cannot have the same number of micro-batches each.
 
     Raises:
         ConfigError: It does not divide them.
 
     Examples:
-        >>> check_shared_out(HealConfig(accumulate=3))
+        >>> check_shared_out(HealConfig(accumulate=4), processes=2)
     """
-    if config.accumulate % process_count():
+    if config.accumulate % processes:
         raise ConfigError(
             f"heal.accumulate={config.accumulate} is how many micro-batches a step has, and they "
-            f"are shared out among {process_count()} processes: set it to a multiple of "
-            f"{process_count()}"
+            f"are shared out among {processes} processes: set it to a multiple of {processes}"
         )
 
 
@@ -167,7 +166,7 @@ class _Healing:
                 f"healing needs sequences to train ({len(train)} given) and to choose the best "
                 f"step ({len(validation)} given)"
             )
-        check_shared_out(config)
+        check_shared_out(config, process_count())
         self.source = source
         self.config = config
         self.folder = folder

@@ -10,7 +10,7 @@ from typing import Any
 
 from evocompress.core.config import RunConfig
 from evocompress.core.errors import ConfigError
-from evocompress.core.processes import by_first, check_device, is_first
+from evocompress.core.processes import by_first, check_device, is_first, process_count
 from evocompress.core.progress import Reporter, Silent
 from evocompress.evaluation.calibration.fresh import FreshText, repetition
 from evocompress.healing import heal as distil
@@ -68,7 +68,7 @@ def to_be_healed(
     """
     context = finished(path, reporter, overrides, ("heal.",))
     check_healing(context)
-    check_shared_out(context.config.heal)
+    check_shared_out(context.config.heal, process_count())
     check_device(context.config.model.device)
     if is_first():
         context.reporter.log_to(context.folder.log)

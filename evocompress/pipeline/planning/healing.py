@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from evocompress.core.config import HealConfig
+from evocompress.core.processes import owners
 from evocompress.healing.adapting import sequences_for
 from evocompress.healing.optimizers import MOMENT_BYTES
 from evocompress.healing.top_k import row_bytes
@@ -14,7 +15,10 @@ from evocompress.pipeline.planning.work import Work
 
 
 def heal_stage(run: PlannedRun) -> StagePlan:
-    """The distillation of the dense model into the candidate."""
+    """The distillation of the dense model into the candidate, in one of the run's processes.
+
+    What they tell one another is not counted.
+    """
     return _healing(run, run.context.config.heal)
 
 
@@ -26,7 +30,8 @@ def heal_last_stage(run: PlannedRun) -> StagePlan | None:
     settings = run.context.config.search.heal_last
     if settings is None:
         return None
-    one, count = _healing(run, settings.short(run.context.config.heal)), settings.candidates
+    alone = replace(run, processes=1)
+    one, count = _healing(alone, settings.short(run.context.config.heal)), settings.candidates
     at_once = count if run.context.config.executor == "ray" else 1
     checkpoints = count * int(run.costs[1]["params"] * run.dtype.itemsize)
     disk = at_once * one.disk_bytes + checkpoints
@@ -36,16 +41,16 @@ def heal_last_stage(run: PlannedRun) -> StagePlan | None:
 def _healing(run: PlannedRun, given: HealConfig) -> StagePlan:
     """One healing."""
     config, length = given.at(run.length), run.length
-    tokens = config.steps * config.accumulate * config.batch * length
+    tokens = config.steps * config.accumulate * config.batch * length / run.processes
     params, trained = run.costs[1]["params"], _trained(run, config)
     masters, state = _bytes_per_weight(config)
     measured = 1 + config.steps // config.evaluate_every
-    validation = config.validation_sequences * length
+    validation = config.validation_sequences * length / run.processes
     passes = 3 + config.checkpointing
     work = run.products(tokens, dense=True) + run.products(tokens) * passes
     work += run.compared(3 * tokens)
     work += (run.products(validation) + run.compared(validation)) * measured
-    per_step = 2 * masters + config.accumulate * 2 * FLOAT32
+    per_step = 2 * masters * _kept_share(run) + config.accumulate / run.processes * 2 * FLOAT32
     work += Work(moved=config.steps * trained * per_step)
     checkpoint = params * run.dtype.itemsize
     work += Work(written=measured * (checkpoint + trained * state))
@@ -70,8 +75,21 @@ def _bytes_per_weight(config: HealConfig) -> tuple[float, float]:
 
 
 def _training_bytes(run: PlannedRun, params: float, trained: float, masters: float) -> float:
-    """Memory of a model with gradients, masters and moments of what is trained."""
-    return params * run.dtype.itemsize + trained * (run.dtype.itemsize + masters)
+    """Memory of a model with gradients, masters and moments of what is trained.
+
+    Several processes share these out, but for the model and its own gradients.
+    """
+    own = run.dtype.itemsize
+    return params * own + trained * (own + masters * _kept_share(run))
+
+
+def _kept_share(run: PlannedRun) -> float:
+    """The largest share of the masters that a process has, as if all weights were trained."""
+    sizes = [parameter.numel() for parameter in run.context.loaded.model.parameters()]
+    loads = [0] * run.processes
+    for owner, size in zip(owners(sizes, run.processes), sizes, strict=True):
+        loads[owner] += size
+    return max(loads) / sum(loads)
 
 
 def _teacher_bytes(run: PlannedRun, config: HealConfig) -> int:
@@ -111,7 +129,7 @@ def _adapting(run: PlannedRun, config: HealConfig) -> _Adapting:
 
     Beside these there are a copy of its checkpoint, two states and the best checkpoint.
     """
-    tokens = sequences_for(config, run.length) * run.length
+    tokens = sequences_for(config, run.length) * run.length / run.processes
     weights = run.weight_bytes / run.dtype.itemsize
     work = run.products(tokens, dense=True) * (3 + config.checkpointing) + run.compared(tokens)
     masters, state = _bytes_per_weight(config)

@@ -18,21 +18,23 @@ from evocompress.pipeline.planning.plan import Plan, context_of, make_plan
 HERE = "here"
 
 
-def plan_on(config: RunConfig, device: str) -> Plan:
+def plan_on(config: RunConfig, device: str, processes: int = 1) -> Plan:
     """The plan of a run on this machine, `HERE`, or on one of `DEVICES`.
+
+    Several processes, with a device each, share out the healing.
 
     Raises:
         EvoCompressError: There is no such device, or the run's settings do not fit.
     """
     if device == HERE:
-        return _plan_here(config)
+        return _plan_here(config, processes)
     if device not in DEVICES:
         known = nearest(device, (HERE, *DEVICES))
         raise ConfigError(f"--device: unknown device '{device}': {known}")
-    return make_plan(config, _outline(config), DEVICES[device])
+    return make_plan(config, _outline(config), DEVICES[device], processes)
 
 
-def _plan_here(config: RunConfig) -> Plan:
+def _plan_here(config: RunConfig, processes: int) -> Plan:
     """The plan of a run on the device of this machine that it names."""
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -51,7 +53,7 @@ def _plan_here(config: RunConfig) -> Plan:
         top_k=config.proxy.top_k,
         folder=_existing(config.library.path or config.folder),
     )
-    return make_plan(config, loaded, device)
+    return make_plan(config, loaded, device, processes)
 
 
 def _outline(config: RunConfig, *, on_cpu: bool = False) -> LoadedModel:

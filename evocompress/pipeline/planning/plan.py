@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -11,6 +11,7 @@ import torch
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Silent
 from evocompress.evaluation.proxies import PROXIES
+from evocompress.healing.distill import check_shared_out
 from evocompress.models.loading import LoadedModel
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.planning.device import Device
@@ -44,6 +45,9 @@ STAGES: Mapping[str, Callable[[PlannedRun], StagePlan | None]] = {
 
 HEALING = ("heal_last", "heal")
 """The stages that train, which the same settings make smaller."""
+
+PROCESSES = (2, 4, 8, 16)
+"""That advice shares a healing out among."""
 
 TOP_K = 64
 """Tokens of the teacher that advice keeps on disk."""
@@ -93,16 +97,18 @@ def context_of(
     return context.with_parts(loaded=loaded)
 
 
-def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
-    """Plans a run.
+def make_plan(config: RunConfig, loaded: LoadedModel, device: Device, processes: int = 1) -> Plan:
+    """Plans a run, whose healing several processes share out.
 
     Raises:
-        EvoCompressError: The run's settings do not fit the model.
+        EvoCompressError: The run's settings do not fit the model, or the processes.
     """
-    run = PlannedRun(context_of(config, loaded), device.shared)
+    check_shared_out(config.heal, processes)
+    run = PlannedRun(context_of(config, loaded), device.shared, processes)
     stages = tuple(stage for make in STAGES.values() if (stage := make(run)) is not None)
     advice = tuple(_advice(run, stages, device.name, device.memory))
     notes = (
+        *([f"heal: what each of {processes} processes takes."] if processes > 1 else []),
         *left_of_blocks(run.context.untimed_space, timed=False),
         *chosen_form(config.space.fits, run.context.form),
         *unpacked(config.model, run.weight_bytes),
@@ -168,6 +174,11 @@ def _remedies(run: PlannedRun, stage: StagePlan, memory: int, spare: int) -> Ite
         if values and fits(section, key, values[-1]):
             value = next(value for value in values if fits(section, key, value))
             yield f"{section}.{key}={_written(value)}"
+    if stage.name == "heal" and not run.shared:
+        for count in PROCESSES:
+            if _needed(run, heal_stage(replace(run, processes=count))) <= memory:
+                yield f"{count} processes with a device each (--processes {count})"
+                return
 
 
 def _choices(context: RunContext, stage: str) -> Iterator[tuple[str, str, Sequence[object]]]:
@@ -214,4 +225,4 @@ def _with(run: PlannedRun, section: str, key: str, value: object) -> PlannedRun:
     config = run.context.config
     part = getattr(config, section).model_copy(update={key: value})
     changed = config.model_copy(update={section: part})
-    return PlannedRun(context_of(changed, run.context.loaded), run.shared)
+    return replace(run, context=context_of(changed, run.context.loaded))

@@ -76,10 +76,17 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that is planned, with the model or its outline; `shared` on a CPU, in main memory."""
+    """A run that is planned.
+
+    Attributes:
+        context: It, with the model or its outline.
+        shared: It is computed on a CPU, in main memory.
+        processes: That share out the healing, with a device each.
+    """
 
     context: RunContext
     shared: bool
+    processes: int = 1
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -240,6 +240,25 @@ def test_moments_in_eight_bits_take_less_memory_and_disk():
     assert not [line for line in planned("adamw8bit", small).advice if line.startswith("heal")]
 
 
+def test_several_processes_share_out_the_optimizer_and_are_advised():
+    def planned(processes, device=DEVICES["h200"]):
+        return make_plan(config(heal={"accumulate": 4}), tiny_loaded(), device, processes)
+
+    one, four = (planned(processes).stages[-1] for processes in (1, 4))
+    run = PlannedRun(context_of(config(), tiny_loaded()), shared=False)
+    saved = one.device_bytes - four.device_bytes
+    assert saved <= 3 / 4 * 16 * run.costs[1]["params"]
+    assert saved == pytest.approx(3 / 4 * 16 * run.costs[1]["params"], rel=0.1)
+    assert four.work.products == pytest.approx(one.work.products / 4)
+    assert four.disk_bytes == one.disk_bytes
+    small = replace(DEVICES["h200"], name="small", memory=four.device_bytes)
+    (advice,) = (line for line in planned(1, small).advice if line.startswith("heal"))
+    assert "4 processes with a device each (--processes 4)" in advice
+    assert not [line for line in planned(4, small).advice if line.startswith("heal")]
+    with pytest.raises(ConfigError, match="shared out among 3 processes"):
+        planned(3)
+
+
 def healing(**heal):
     return heal_stage(PlannedRun(context_of(config(heal=heal), tiny_loaded()), shared=True))
 
