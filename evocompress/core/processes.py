@@ -81,7 +81,7 @@ def joined() -> Iterator[None]:
     logging.getLogger("evocompress").disabled = number > 0
     try:
         yield
-    except (RuntimeError, dist.DistError) as error:
+    except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise RunError(
                 f"another of the {count} processes has ended: see what it says, and go on with "

@@ -25,7 +25,7 @@ def test_tensors_are_shared_out_nearly_as_well_as_can_be(sizes: list[int], count
     best = min(
         heaviest(sizes, owners, count) for owners in product(range(count), repeat=len(sizes))
     )
-    assert heaviest(sizes, found, count) <= (4 / 3 - 1 / (3 * count)) * best
+    assert 3 * count * heaviest(sizes, found, count) <= (4 * count - 1) * best
 
 
 @pytest.fixture
