@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -164,12 +163,15 @@ def test_what_cannot_be_shared_out_is_one_line(run: Path) -> None:
 
 
 def test_accelerate_starts_them_as_well(run: Path) -> None:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["-m", "evocompress", "heal", str(run), *STEPS]
-    environment = os.environ | {"MASTER_PORT": "0"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launch += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "evocompress"]
     done = subprocess.run(
-        launch, capture_output=True, text=True, timeout=300, check=False, env=environment
+        [*launch, "heal", str(run), *STEPS],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((run / "heal" / "heal.json").read_text())
