@@ -18,14 +18,13 @@ SHARING = "gemma4_text sharing"
 VARIED = (
     *("olmo2", "phi", "gpt_neox", "glm4", "lfm2", "gpt_oss", "deepseek_v3", "cohere2"),
     *("gemma3", "zamba", SHARING, f"{SHARING} one head", "gemma4_text with experts"),
-    "ernie4_5_vl_moe",
 )
 """Types that differ in structure, each unlike the others."""
 
 FURTHER = (
     *("granitemoe", "nemotron", "qwen3_next", "falcon", "granite", "smollm3", "stablelm"),
     *("nemotron_h with experts", "dbrx"),
-    *("zamba2", "gemma4_text", "nemotron_h", "qwen3_vl", "mistral3", "llava", "inkling_text"),
+    *("zamba2", "gemma4_text", "nemotron_h", "qwen3_vl", "mistral3", "llava"),
 )
 """More of them, for when there is time."""
 
