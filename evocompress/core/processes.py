@@ -8,6 +8,7 @@ Where there is one process, all functions do what it would do alone.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ LONGEST_WAIT = timedelta(days=30)
 """For one another. The launcher ends all as soon as one of them has died."""
 
 _store: Any = None
+_times = itertools.count()
 
 
 def launched() -> int:
@@ -75,7 +77,8 @@ def joined() -> Iterator[None]:
     if gpu < torch.cuda.device_count():
         torch.cuda.set_device(gpu)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    _store, number, count = next(rendezvous("env://"))
+    launchers, number, count = next(rendezvous("env://"))
+    _store = dist.PrefixStore(str(next(_times)), launchers)  # whose keys of the last time are left
     place: Any = {"rank": number, "world_size": count, "timeout": LONGEST_WAIT}
     dist.init_process_group(backend, store=_store, **place)
     logging.getLogger("evocompress").disabled = number > 0
