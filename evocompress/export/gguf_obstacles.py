@@ -41,6 +41,8 @@ INCONSEQUENTIAL = (
 
 def alike_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
     """Why none of `ARCHITECTURES` computes a candidate, if none does."""
+    if compressed := second_round(loaded):
+        return compressed
     name = language_type(loaded)
     if name not in ARCHITECTURES:
         return f"cannot hold {name} models; 'evocompress models --formats' lists those that it can"

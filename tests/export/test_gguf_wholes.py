@@ -16,7 +16,7 @@ from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import FORMATS, materialize, read_record
 from evocompress.export.gguf_language import language_body, language_tensors
 from evocompress.models.families.derivation.from_config import language_class
-from evocompress.models.loading import LoadedModel
+from evocompress.models.loading import LoadedModel, load
 from evocompress.models.loading import loaded as reload
 from evocompress.testing.formats import candidate_of, in_memory
 from evocompress.testing.gguf_reference import GgufReference
@@ -119,3 +119,10 @@ def test_what_does_not_go_names_the_model_that_was_given() -> None:
     mistral = tiny_whole("mistral3")
     dense = candidate_of(mistral, {})
     assert "cannot hold mistral3 models, only llama" in obstacle(mistral, dense, "deci")
+
+
+def test_a_compressed_checkpoint_is_called_one(tmp_path: Path) -> None:
+    whole = tiny_whole("mistral3")
+    candidate = candidate_of(whole, {"1.mlp": DROP})
+    again = load(str(write(whole, candidate, tmp_path / "out", "hf")), device="cpu")
+    assert "this mistral3 model, a compressed checkpoint" in obstacle(again, Candidate())
