@@ -115,14 +115,11 @@ def check_task(name: str, family: Family) -> None:
 def untried(name: str, format: str, loaded: LoadedModel) -> str:
     """What is to be said of a model whose type a program's way to run a format was not tried with.
 
-    Of a model of several parts the type of its language model counts.
+    Of a model of several parts a GGUF file holds the language model alone, whose type counts.
     """
     kind = loaded.family.model_type
+    held = language_type(loaded) if format == "gguf" else kind
     running = program_named(name).running(format)
-    if (
-        running is None
-        or not running.families
-        or {kind, language_type(loaded)} & {*running.families}
-    ):
+    if running is None or not running.families or held in running.families:
         return ""
     return f"tried with {', '.join(running.families)}, not with {kind}"

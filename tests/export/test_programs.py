@@ -25,6 +25,7 @@ from evocompress.testing.formats import (
 )
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_loaded, windowless
+from evocompress.testing.wholes import tiny_whole
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,12 @@ def test_what_was_not_tried_is_said_or_refused() -> None:
         with pytest.raises(ExportError, match=rf"--for vllm: {name} models .* were not tried"):
             choose_for(encoder, Candidate(), "vllm")
         assert choose_for(encoder, Candidate(), "transformers").name == "stock"
+
+
+def test_a_whole_model_was_not_tried_because_its_language_model_was() -> None:
+    whole = tiny_whole("mistral3")
+    assert programs.untried("vllm", "folded", whole).endswith("not with mistral3")
+    assert programs.untried("llama.cpp", "gguf", whole) == ""  # the file holds no other part
 
 
 class Elsewhere(Stock):
