@@ -50,10 +50,10 @@ class LastStage:
             rows: Of front.json: the candidates that were compared with it.
 
         Returns:
-            The winner with its proxy value, and rows of winner.json, in the order of the proxy;
-            those are none, and the winner is `best`, where there is nothing to choose from.
+            The winner with its proxy value, and rows of winner.json, in the order of `_last`; those
+            are none, and the winner is `best`, where there is nothing to choose from.
         """
-        last = self._last(rows)
+        last = self._last(best.candidate.id, rows)
         say = self.context.reporter.say
         if len(last) < 2:
             say(
@@ -68,13 +68,18 @@ class LastStage:
             best = replace(best, candidate=candidate, value=order[0].value)
         return best, [asdict(row) for row in table]
 
-    def _last(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The rows of the best values within the budget."""
+    def _last(self, best: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The winner's row by the proxy, and those of the best other values within the budget.
+
+        Another value may be lower than the winner's, where the search refused that candidate by
+        what both were measured on beside.
+        """
         settings, space = self.context.config.search.heal_last, self.context.space
         assert settings is not None
         known = self.journal.candidates
         within = [row for row in rows if space.feasible(space.genome(known[row["id"]])[None])[0]]
-        return sorted(within, key=lambda row: row["value"])[: settings.candidates]
+        order = sorted(within, key=lambda row: (row["id"] != best, row["value"]))
+        return order[: settings.candidates]
 
     def _row(self, row: Mapping[str, Any]) -> HealedCandidate:
         found = self.journal.healed(row["id"])

@@ -58,8 +58,8 @@ class Winner(BaseModel):
     `value` is the proxy's; `measured` holds micro-batch, sum and positions of each part of it,
     which older versions did not write; `not_compared` is the number of candidates that front.json
     lacks, as they were not measured on all that the winner was chosen on; `budget` is in absolute
-    terms, also where the run file gave none; `healed_last` are the last candidates, best by the
-    proxy first, where short healings chose among them.
+    terms, also where the run file gave none; `healed_last` are the last candidates, the
+    proxy's winner first, where short healings chose among them.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)

@@ -20,10 +20,11 @@ from evocompress.evaluation.calibration.fresh import FreshText
 from evocompress.export import materialize
 from evocompress.healing import HealReport, heal
 from evocompress.models.loading import LoadedModel, load
-from evocompress.pipeline import short_healing
+from evocompress.pipeline import search_stage, short_healing
 from evocompress.pipeline.context import Local, RunContext
 from evocompress.pipeline.finished import finished
 from evocompress.pipeline.journal_memory import Memory, ShortHealing
+from evocompress.pipeline.results import front_rows
 from evocompress.pipeline.short_healing import HealEach, ShortRecipe
 from evocompress.pipeline.stages import search
 from evocompress.pipeline.winner import HealedCandidate, change_of_order
@@ -186,6 +187,23 @@ def test_the_winner_is_the_best_that_could_be_healed(
     assert said in change_of_order(winner.healed_last)
     assert said in (run / "log.txt").read_text() and said in _page(run)
     api.materialize(run)
+
+
+def test_the_winner_by_the_proxy_is_healed_first_whatever_the_others_values_are(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the last comparison's text alone a candidate may be better that the search refused."""
+
+    def upside_down(*args: Any, **options: Any) -> list[dict[str, Any]]:
+        return [row | {"value": -row["value"]} for row in front_rows(*args, **options)]
+
+    monkeypatch.setattr(search_stage, "front_rows", upside_down)
+    plain = finished(made / "runs" / "plain", None).folder.read_winner()
+    run = search(run_of(made, "upside-down"), Told(0.1, 0.3, 0.2))
+    first, *others = finished(run, None).folder.read_winner().healed_last
+    assert first.id == plain.id == finished(run, None).folder.read_winner().id
+    assert first.value > max(row.value for row in others)
+    assert f"and {plain.id} wins as before" in (run / "log.txt").read_text()
 
 
 def _page(run: Path) -> str:
