@@ -64,8 +64,10 @@ def recompute_blocks(model: PreTrainedModel, family: Family) -> None:
         )
 
 
-def trained_weights(model: PreTrainedModel, family: Family, config: HealConfig) -> tuple[int, int]:
-    """How many weights of a model are trained, and how many an adapter adds to these."""
+def trained_weights(
+    model: PreTrainedModel, family: Family, config: HealConfig
+) -> tuple[list[int], int]:
+    """How many weights each trained parameter has, and how many adapters add to these."""
     chosen = {
         id(parameter): parameter.numel()
         for choice in config.train
@@ -73,7 +75,7 @@ def trained_weights(model: PreTrainedModel, family: Family, config: HealConfig) 
         for parameter in _chosen(model, family, choice)
     }
     added = adapter_weights(model, family, config.lora_rank) if LORA in config.train else 0
-    return sum(chosen.values()), added
+    return list(chosen.values()), added
 
 
 def choose_trained(model: PreTrainedModel, family: Family, choices: Sequence[str]) -> None:

@@ -50,13 +50,15 @@ def _healing(run: PlannedRun, given: HealConfig) -> StagePlan:
     work = run.products(tokens, dense=True) + run.products(tokens) * passes
     work += run.compared(3 * tokens)
     work += (run.products(validation) + run.compared(validation)) * measured
-    per_step = 2 * masters * _kept_share(run) + config.accumulate / run.processes * 2 * FLOAT32
+    share = _kept_share(run, config)
+    per_step = 2 * masters * share + config.accumulate / run.processes * 2 * FLOAT32
     work += Work(moved=config.steps * trained * per_step)
     checkpoint = params * run.dtype.itemsize
     work += Work(written=measured * (checkpoint + trained * state))
     beside = config.batch * (run.between_bytes if config.checkpointing else run.kept_bytes * 2)
     beside += run.head_bytes
-    device = _teacher_bytes(run, config) + _training_bytes(run, params, trained, masters) + beside
+    own = _training_bytes(run, params, trained, masters * share)
+    device = _teacher_bytes(run, config) + own + beside
     disk = _healing_bytes(run, config, params, trained * state) + _kept_on_disk(run, config)
     if config.top_k is not None:
         device = max(device, run.on_device + run.head_bytes)
@@ -75,21 +77,21 @@ def _bytes_per_weight(config: HealConfig) -> tuple[float, float]:
 
 
 def _training_bytes(run: PlannedRun, params: float, trained: float, masters: float) -> float:
-    """Memory of a model with gradients, masters and moments of what is trained.
-
-    Several processes share these out, but for the model and its own gradients.
-    """
+    """Memory of a model with gradients, and `masters` bytes of each trained weight beside it."""
     own = run.dtype.itemsize
-    return params * own + trained * (own + masters * _kept_share(run))
+    return params * own + trained * (own + masters)
 
 
-def _kept_share(run: PlannedRun) -> float:
-    """The largest share of the masters that a process has, as if all weights were trained."""
-    sizes = [parameter.numel() for parameter in run.context.loaded.model.parameters()]
+def _kept_share(run: PlannedRun, config: HealConfig) -> float:
+    """The largest share of the masters that a process has; adapters are many and small."""
+    loaded = run.context.loaded
+    sizes, added = trained_weights(loaded.model, loaded.family, config)
+    if added:
+        sizes = [parameter.numel() for parameter in loaded.model.parameters()]
     loads = [0] * run.processes
     for owner, size in zip(owners(sizes, run.processes), sizes, strict=True):
         loads[owner] += size
-    return max(loads) / sum(loads)
+    return max(loads) / max(1, sum(loads))
 
 
 def _teacher_bytes(run: PlannedRun, config: HealConfig) -> int:
@@ -134,6 +136,7 @@ def _adapting(run: PlannedRun, config: HealConfig) -> _Adapting:
     work = run.products(tokens, dense=True) * (3 + config.checkpointing) + run.compared(tokens)
     masters, state = _bytes_per_weight(config)
     disk = 3 * run.weight_bytes - run.outer_bytes + 2 * state * weights
+    masters *= _kept_share(run, HealConfig())
     device = run.outer_bytes + _training_bytes(run, weights, weights, masters)
     return _Adapting(work, device, int(disk), run.weight_bytes)
 
@@ -143,7 +146,7 @@ def _trained(run: PlannedRun, config: HealConfig) -> float:
     loaded = run.context.loaded
     chosen, added = trained_weights(loaded.model, loaded.family, config)
     whole = sum(parameter.numel() for parameter in loaded.model.parameters())
-    return chosen / whole * run.costs[1]["params"] + added
+    return sum(chosen) / whole * run.costs[1]["params"] + added
 
 
 def _healing_bytes(run: PlannedRun, config: HealConfig, params: float, state: float) -> int:

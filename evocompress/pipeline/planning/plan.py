@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 
 import psutil
 import torch
@@ -177,7 +178,10 @@ def _remedies(run: PlannedRun, stage: StagePlan, memory: int, spare: int) -> Ite
     if stage.name == "heal" and not run.shared:
         for count in PROCESSES:
             if _needed(run, heal_stage(replace(run, processes=count))) <= memory:
-                yield f"{count} processes with a device each (--processes {count})"
+                together = run.context.config.heal.accumulate
+                more = lcm(together, count)
+                also = f" with heal.accumulate={more}" if more != together else ""
+                yield f"{count} processes with a device each (--processes {count}{also})"
                 return
 
 

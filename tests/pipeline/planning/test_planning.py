@@ -241,8 +241,9 @@ def test_moments_in_eight_bits_take_less_memory_and_disk():
 
 
 def test_several_processes_share_out_the_optimizer_and_are_advised():
-    def planned(processes, device=DEVICES["h200"]):
-        return make_plan(config(heal={"accumulate": 4}), tiny_loaded(), device, processes)
+    def planned(processes, device=DEVICES["h200"], accumulate=4):
+        heal = {"accumulate": accumulate}
+        return make_plan(config(heal=heal), tiny_loaded(), device, processes)
 
     one, four = (planned(processes).stages[-1] for processes in (1, 4))
     run = PlannedRun(context_of(config(), tiny_loaded()), shared=False)
@@ -255,8 +256,20 @@ def test_several_processes_share_out_the_optimizer_and_are_advised():
     (advice,) = (line for line in planned(1, small).advice if line.startswith("heal"))
     assert "4 processes with a device each (--processes 4)" in advice
     assert not [line for line in planned(4, small).advice if line.startswith("heal")]
+    (advice,) = (line for line in planned(1, small, 6).advice if line.startswith("heal"))
+    assert "4 processes with a device each (--processes 4 with heal.accumulate=12)" in advice
     with pytest.raises(ConfigError, match="shared out among 3 processes"):
         planned(3)
+
+
+def test_one_process_keeps_the_whole_of_a_matrix_that_is_trained_alone():
+    def device_bytes(processes, **heal):
+        planned = make_plan(config(heal=heal), tiny_loaded(), DEVICES["h200"], processes)
+        return planned.stages[-1].device_bytes
+
+    assert device_bytes(2, train="head") == device_bytes(1, train="head")
+    assert device_bytes(2, train="norms") < device_bytes(1, train="norms")
+    assert device_bytes(2, train="biases") == device_bytes(1, train="biases")  # there are none
 
 
 def healing(**heal):
