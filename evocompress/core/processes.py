@@ -71,6 +71,7 @@ def joined() -> Iterator[None]:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     gpu = int(os.environ["LOCAL_RANK"])
@@ -78,7 +79,7 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(gpu)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     launchers, number, count = next(rendezvous("env://"))
-    _store = dist.PrefixStore(str(next(_times)), launchers)  # whose keys of the last time are left
+    _store = PrefixStore(str(next(_times)), launchers)  # whose keys of the last time are left
     place: Any = {"rank": number, "world_size": count, "timeout": LONGEST_WAIT}
     dist.init_process_group(backend, store=_store, **place)
     logging.getLogger("evocompress").disabled = number > 0
