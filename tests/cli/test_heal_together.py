@@ -162,24 +162,6 @@ def test_what_cannot_be_shared_out_is_one_line(run: Path) -> None:
     assert sorted(run.rglob("*")) == before
 
 
-def test_a_script_may_have_them_work_together_more_than_once(tmp_path: Path) -> None:
-    script = tmp_path / "twice.py"
-    script.write_text(
-        "from evocompress.core.processes import joined, of_all, process_number\n"
-        "for _ in range(2):\n"
-        "    with joined():\n"
-        "        assert of_all({process_number(): 1.0}, 2) == [1.0, 1.0]\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", *TORCHRUN, "2", str(script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_accelerate_starts_them_as_well(run: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     launch += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]

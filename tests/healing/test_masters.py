@@ -1,6 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
+from safetensors.torch import save_file
+from shared_masters import trained
 from torch import nn
 
 from evocompress.core.config import HealConfig
@@ -95,3 +102,24 @@ def test_a_loaded_state_is_a_copy() -> None:
         t.data_ptr() for t in second.state().values()
     }
     assert not shared
+
+
+@pytest.mark.long
+def test_two_processes_share_out_what_one_does_as_often_as_a_script_wants(tmp_path: Path) -> None:
+    """To the bit; each micro-batch has a layer that the other has no gradient of, as experts."""
+    one, *shared = (tmp_path / name for name in ("one", "two", "again"))
+    state = trained()
+    assert {"exp_avg.c.weight", "master.d.weight"} <= set(state)
+    assert "exp_avg.d.weight" not in state
+    save_file(state, one)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    script = Path(__file__).with_name("shared_masters.py")
+    done = subprocess.run(
+        [*launch, "--nproc-per-node", "2", str(script), *map(str, shared)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.read_bytes() for path in shared] == [one.read_bytes()] * 2
