@@ -6,6 +6,8 @@ from copy import copy
 from dataclasses import replace
 from typing import TypeVar
 
+from transformers import PreTrainedModel
+
 from evocompress.models.families.base import Family
 from evocompress.models.tasks import Pooling, Task
 
@@ -24,3 +26,10 @@ def with_pooling(family: FamilyType, pooling: Pooling) -> FamilyType:
     if pooling == family.task.pooling:
         return family
     return with_task(family, replace(family.task, pooling=pooling))
+
+
+def makes_scores(model: PreTrainedModel) -> bool:
+    """Whether a classifier has one output, or several that do not exclude each other."""
+    config = model.config
+    independent = config.problem_type in ("regression", "multi_label_classification")
+    return independent or (config.num_labels or 1) < 2

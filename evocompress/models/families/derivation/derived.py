@@ -25,6 +25,7 @@ from evocompress.models.families.derivation.chain import (
 from evocompress.models.families.derivation.encoders import encoder
 from evocompress.models.families.derivation.ending import (
     body_of,
+    body_path,
     check_outputs,
     logit_keys,
     norm_path,
@@ -294,12 +295,14 @@ def _derived(
     if not task.cached:
         return encoder(model, path, examples, batch, among, kinds, order, task, calls)
     norm = norm_path(model, examples[-1].run(), task.inputs(batch))
-    keys = logit_keys(model, path, batch) if task.causal else LogitKeys()
+    body = body_path(model, path, batch) if task.causal else ""
+    keys = logit_keys(model, body, batch) if task.causal else LogitKeys()
     both, kinds = _sees_what_comes(model, path, batch), only_read(kinds)
     return Derived(
         *(model.config.model_type, path, norm, among, keys, kinds, order, both, task),
         handed=argument,
         calls=calls,
+        body=body,
     )
 
 

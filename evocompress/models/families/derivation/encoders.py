@@ -20,7 +20,7 @@ from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families.base import Family, final_norm
 from evocompress.models.families.derivation.block_kind import Kind
 from evocompress.models.families.derivation.ending import norm_path
-from evocompress.models.families.derivation.family import Derived, makes_scores
+from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.derivation.purpose import Ending, tiny_batch
 from evocompress.models.families.derivation.shrink import CONTEXT, random_model
 from evocompress.models.families.derivation.stream import is_norm
@@ -34,7 +34,7 @@ from evocompress.models.families.derivation.tracing import (
 )
 from evocompress.models.families.encoder import check_classes, embedding
 from evocompress.models.families.logits import LogitKeys
-from evocompress.models.families.retasked import with_task
+from evocompress.models.families.retasked import makes_scores, with_task
 from evocompress.models.families.shapes import attention_windows
 from evocompress.models.families.stand_ins import Recorder, among_others
 from evocompress.models.modeling.modeling_derived import model_classes

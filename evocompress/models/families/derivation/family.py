@@ -31,7 +31,7 @@ from evocompress.models.families.encoder import embedding
 from evocompress.models.families.handed import Handed, unread, why_blocks_stay
 from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.mixture import mean_count
-from evocompress.models.families.retasked import with_task
+from evocompress.models.families.retasked import makes_scores, with_task
 from evocompress.models.families.shapes import matrix_shape
 from evocompress.models.families.uneven import (
     has_own,
@@ -66,6 +66,7 @@ class Derived(Family):
         calls: See `Family`.
         sharing: For each block the first one with the matrices that both run; -1 where it shares
             none. Empty where none does.
+        body: Path of the part that makes the hidden states of tokens; empty for the innermost.
 
     Examples:
         >>> from transformers import Olmo2Config, Olmo2ForCausalLM
@@ -89,6 +90,7 @@ class Derived(Family):
         handed: str = "",
         calls: Sequence[int] = (),
         sharing: Sequence[int] = (),
+        body: str = "",
     ) -> None:
         self.model_type = model_type
         self.task = task
@@ -102,6 +104,7 @@ class Derived(Family):
         self.handed = handed
         self.calls = tuple(calls)
         self.sharing = tuple(sharing)
+        self.body = body
         self._kinds = [self.kinds[place] for place in self.order]
         self.tied = tuple(dict.fromkeys(name for kind in self.kinds for name in kind.tied))
         self.commons = next((kind.commons for kind in self.kinds if kind.commons), "")
@@ -165,7 +168,7 @@ class Derived(Family):
         order = [kinds.index(kind) for kind in each]
         common = self.model_type, self.layers_path, self.norm_path, self.among, self.keys
         rest = self.two_way, self.task, self.handed, self.calls
-        return Derived(*common, kinds, order, *rest, sharing)
+        return Derived(*common, kinds, order, *rest, sharing, self.body)
 
     def at(self, index: int) -> Derived:
         """See `Family.at`."""
@@ -315,7 +318,7 @@ class Derived(Family):
 
     def hidden_states(self, model: PreTrainedModel, batch: Tensor) -> Tensor:
         """See `Family.hidden_states`; in some models it is not the base model that has them."""
-        body = body_of(model, self.layers_path)
+        body = model.get_submodule(self.body) if self.body else body_of(model, self.layers_path)
         states: Tensor = body(**self.task.inputs(batch, model.dtype)).last_hidden_state
         return states
 
@@ -371,13 +374,6 @@ class Derived(Family):
             if matrix.transposed and matrix.rows
         }
         return part.settings.attributes(block, part.narrowed or part.branch, widths) | outputs
-
-
-def makes_scores(model: PreTrainedModel) -> bool:
-    """Whether a classifier has one output, or several that do not exclude each other."""
-    config = model.config
-    independent = config.problem_type in ("regression", "multi_label_classification")
-    return independent or (config.num_labels or 1) < 2
 
 
 class ToBeDerived(Family):

@@ -34,6 +34,7 @@ class Reading:
     handed: str
     calls: tuple[int, ...]
     sharing: tuple[int, ...]
+    body: str
     task: str
     ending: Ending | None
 
@@ -43,7 +44,7 @@ class Reading:
         parts = {name: getattr(self, name) for name in _OF_ALL} | {"task": TASKS[self.task]}
         if self.ending is None:
             return Derived(**parts)
-        del parts["handed"], parts["sharing"]
+        del parts["handed"], parts["sharing"], parts["body"]
         return DerivedEncoder(**parts, ending=self.ending)
 
 
