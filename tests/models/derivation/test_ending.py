@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from evocompress.models.families.derivation.derived import Derived, derive
+from evocompress.models.families.derivation.ending import body_path
+from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.shrink import random_model, shrunk
+from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.stand_ins import run_block
 from evocompress.models.vocabulary import _slices
@@ -28,7 +31,7 @@ LIKE_LAYERS = {
 def made(name: str, **settings: Any) -> tuple[Derived, Any]:
     """The family of a type, and a tiny model of it."""
     config = CONFIG_MAPPING[name](**settings)
-    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    cls = language_class(config)
     return derive(cls, config), random_model(cls, shrunk(config, 2))
 
 
@@ -42,6 +45,8 @@ def made(name: str, **settings: Any) -> tuple[Derived, Any]:
         ("minicpm3", {}, LogitKeys(factors=("dim_model_base",), divisors=("hidden_size",))),
         ("granitemoehybrid", LIKE_LAYERS, LogitKeys(divisors=("logits_scaling",))),
         ("nanochat", {}, LogitKeys(cap="final_logit_softcapping")),
+        ("muse_glimmer", {}, LogitKeys("final_logit_softcapping", ("output_multiplier",))),
+        ("paligemma", {}, LogitKeys()),
     ],
 )
 @torch.no_grad()
@@ -69,3 +74,27 @@ def test_blocks_that_yield_several_things(name: str) -> None:
         hidden = run_block(block, hidden, given)
     states = model.get_submodule(family.norm_path)(hidden)
     assert torch.equal(states, family.hidden_states(model, IDS))
+
+
+@torch.no_grad()
+def test_positions_are_those_that_the_whole_model_gives() -> None:
+    """PaliGemma counts them from one, its language model from zero."""
+    family, model = made("paligemma")
+    assert (family.layers_path, family.body) == ("model.language_model.layers", "model")
+    _, arguments = family.block_inputs(model, IDS)
+    positions = [given["position_ids"].flatten().tolist() for given in arguments]
+    assert positions == [list(range(1, IDS.shape[1] + 1))] * 2
+
+
+@torch.no_grad()
+def test_a_part_that_is_given_more_than_tokens_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model = made("olmo2")
+    plain = model.forward
+
+    def doubled(input_ids: Tensor, **given: Any) -> Any:
+        return plain(inputs_embeds=2 * model.model.embed_tokens(input_ids), **given)
+
+    assert body_path(model, "model.layers", IDS) == "model"
+    monkeypatch.setattr(model, "forward", doubled)
+    with pytest.raises(Unclear, match="no part of it makes of tokens alone the hidden states"):
+        body_path(model, "model.layers", IDS)

@@ -11,6 +11,14 @@ from evocompress.models.families.derivation.purpose import tasks_of
 from evocompress.models.families.derivation.reasons import why_not_made, why_not_run
 
 REASONS = {
+    "big_bird": "attention.self is a BigBirdBlockSparseAttention at first, and a BigBirdSelfAtt",
+    "blenderbot": "model.decoder.layers has 24 blocks where the config tells 2 layers (encoder_la",
+    "flaubert": "the model holds their parts in lists beside each other (attentions, ffns)",
+    "florence2": "it is an encoder with a decoder",
+    "hrm_text": "runs all blocks of model.L_module.layers and model.H_module.layers several times",
+    "longcat_flash": "one is 2 of them, with 2 modules in each of self_attn, mlps",
+    "squeezebert": "the model never calls the modules of encoder.layers",
+    "xlm": "transformer holds their parts in lists beside each other (attentions, ffns)",
     "blt": "only its parts do (patcher_config, encoder_config, decoder_config, global_config)",
     "gemma4_unified_assistant": "all of its layers read keys and values of that one",
     "mra": "a part of it computes in float32 whatever the type of the model is",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.models.families.derivation.family import Derived
+from evocompress.models.families.derivation.stream import has_matrix
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.derivation.tracing import (
     TracedBlock,
@@ -20,6 +21,7 @@ from evocompress.models.families.derivation.tracing import (
     output_changed,
 )
 from evocompress.models.families.stand_ins import run_block
+from evocompress.models.families.uneven import text_config
 
 
 def arguments_of(
@@ -70,6 +72,71 @@ def streams_of(examples: list[TracedBlock], hidden_size: int | None) -> str:
     return (
         f"blocks pass on {count} streams of hidden states side by side (of {hidden_size} numbers "
         "each), which they mix by matrices of their own, and not one residual stream"
+    )
+
+
+def why_no_list(model: PreTrainedModel, inputs: Mapping[str, Any], paths: Collection[str]) -> str:
+    """Why no list of blocks is run one after the other, as far as that is seen.
+
+    Args:
+        model: A tiny one.
+        inputs: What it is called with.
+        paths: Of the lists that may be those of its blocks.
+    """
+    config = text_config(model.config)
+    count, key = config.num_hidden_layers, "num_hidden_layers"
+    key = config.attribute_map.get(key, key)
+    repeated = []
+    for path in paths:
+        blocks: Any = model.get_submodule(path)
+        order = [index for index, _ in arguments_of(model, blocks, inputs)]
+        if not order and len(blocks) == count:
+            return (
+                f"the model never calls the modules of {path} (but their forward, or none): what "
+                "they are given is not seen, and none can be replaced"
+            )
+        if order == list(range(len(blocks))):
+            return (
+                f"{path} has {len(blocks)} blocks where the config tells {count} layers "
+                f"({key}){_in_each(blocks, count)}"
+            )
+        if order != sorted(order):
+            repeated.append(path)
+    if repeated:
+        return (
+            f"the model runs all blocks of {' and '.join(repeated)} several times over, in turns: "
+            "only blocks that are run once, or again before the next one, are supported"
+        )
+    return "no list of blocks that are run one after the other"
+
+
+def _in_each(blocks: nn.ModuleList, count: int) -> str:
+    """What to say of blocks each of which is several layers; empty of others."""
+    each, rest = divmod(count, len(blocks))
+    lists = [name for name, own in blocks[0].named_children() if isinstance(own, nn.ModuleList)]
+    several = [name for name in lists if len(blocks[0].get_submodule(name)) == each]
+    if rest or each < 2 or not several:
+        return ""
+    return f": one is {each} of them, with {each} modules in each of {', '.join(several)}"
+
+
+def lists_apart(model: PreTrainedModel, path: str) -> str:
+    """What to say of a model that has the parts of its blocks in lists beside each other.
+
+    Empty where others of the length of one list, with matrices, are not in the same module.
+    """
+    parent, _, own = path.rpartition(".")
+    count = len(model.get_submodule(path))  # type: ignore[arg-type]
+    beside = [
+        name
+        for name, other in model.get_submodule(parent).named_children()
+        if isinstance(other, nn.ModuleList) and len(other) == count and has_matrix(other)
+    ]
+    if beside == [own]:
+        return ""
+    return (
+        f"it has no blocks: {parent or 'the model'} holds their parts in lists beside each other "
+        f"({', '.join(beside)}), and adds up what these yield itself"
     )
 
 

@@ -20,7 +20,9 @@ from evocompress.models.families.derivation.chain import (
     check_chain,
     example_of,
     handed_beside,
+    lists_apart,
     streams_of,
+    why_no_list,
 )
 from evocompress.models.families.derivation.encoders import encoder
 from evocompress.models.families.derivation.ending import (
@@ -189,9 +191,10 @@ def _tried(
         raise Unclear("several layers are one block, and each has a cache of its own")
     try:
         found = _derived(model, path, examples, batch, lists[path], task, calls)
-    except Unclear:
+    except (Unclear, *FAILURES):
         hidden_size = getattr(text_config(small), "hidden_size", None)
-        why = streams_of(examples, hidden_size) or handed_beside(model, path, task.inputs(batch))
+        why = streams_of(examples, hidden_size) or lists_apart(model, path)
+        why = why or handed_beside(model, path, task.inputs(batch))
         if why:
             raise Unclear(why) from None
         raise
@@ -255,7 +258,7 @@ def _blocks(
         if order == sorted(order) and len(order) == count and {*order} == {*range(len(blocks))}:
             last = [example_of(blocks[index], given) for index, given in dict(calls).items()]
             return path, last, [order.count(index) for index in range(len(blocks))]
-    raise Unclear("no list of blocks that are run one after the other")
+    raise Unclear(why_no_list(model, inputs, paths))
 
 
 def _derived(
@@ -279,7 +282,7 @@ def _derived(
     for look in dict.fromkeys(looks):
         index = looks.index(look)
         if _look(examples[index].block, model.config) != look:
-            raise Unclear(f"block {index} of a tiny model of it is of another kind")
+            raise Unclear(_of_another_kind(model, examples[index].block, real[index], path))
         shape = head_shape(model.config, index)
         kind = kind_of(examples[index], real[index], shape, cached=caching[index])
         if argument:
@@ -304,6 +307,21 @@ def _derived(
         calls=calls,
         body=body,
     )
+
+
+def _of_another_kind(model: PreTrainedModel, block: nn.Module, real: nn.Module, path: str) -> str:
+    """In what a block of a tiny model, after it has been run, differs from the real one."""
+    classes = [module_classes(one) for one in (real, block)]
+    changed = [name for name in classes[0] if classes[0][name] != classes[1].get(name)]
+    fresh = random_model(type(model), model.config).get_submodule(path)
+    name = next(iter(changed), "")
+    words = [str(one.get(name, "nothing")).rpartition(".")[2] for one in classes]
+    if changed and any(_look(one, model.config) == _look(real, model.config) for one in fresh):
+        return (
+            f"its class changes its blocks while it runs: {name} is a {words[0]} at first, and a "
+            f"{words[1]} from the first short sequence on"
+        )
+    return f"a block of a tiny model of it is of another kind ({', '.join(changed)})"
 
 
 def _sees_what_comes(model: PreTrainedModel, path: str, ids: Tensor) -> bool:

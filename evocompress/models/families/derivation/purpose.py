@@ -95,11 +95,12 @@ def task_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Task:
     _check_called(cls, config, task)
     if not hasattr(text_config(config), "num_hidden_layers"):
         raise Unclear(why_no_layers(config))
-    if task.causal:
+    reads_both = "decoder_input_ids" in signature(cls.forward).parameters
+    if task.causal and not reads_both:
         return task
     if reason := stages(config):
         raise Unclear(reason)
-    if config.is_encoder_decoder:
+    if reads_both or config.is_encoder_decoder:
         raise Unclear(
             "it is an encoder with a decoder, whose blocks read the encoder's states beside their "
             "own, so they cannot be run one after the other on one hidden state"
