@@ -17,11 +17,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import evocompress.hf  # noqa: F401
 from evocompress.core.errors import ModelError
+from evocompress.core.types import DROP, Level
+from evocompress.export import materialize, read_record
+from evocompress.export.reload import read_checkpoint
 from evocompress.models.families import family_named, family_of
 from evocompress.models.families.uneven import DERIVED, PREFIX
 from evocompress.models.former import TYPES
 from evocompress.models.loading import loaded
-from evocompress.testing.probes import random_ids
+from evocompress.space.costs import cost_model
+from evocompress.testing.formats import candidate_of, in_memory
+from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.probes import answer, random_batch, random_ids
 from evocompress.testing.tiny import declared
 
 RECORDS = json.loads((Path(__file__).parent / "former.json").read_text())
@@ -86,3 +92,19 @@ def test_it_can_be_compressed_again_where_others_can(tmp_path: Path) -> None:
     assert mixture.family.architecture(mixture.model).channels == (0, 24, 40, 64)
     with pytest.raises(ModelError, match="is of format 'folded'"):
         family_of(read(tmp_path, "llama-folded"))
+
+
+@pytest.mark.parametrize("name", ["roberta-classifier", "deit-distilled", "qwen2_moe"])
+def test_what_is_compressed_again_is_written_and_read(name: str, tmp_path: Path) -> None:
+    former = read(tmp_path, f"{name}-hf").float()
+    former.config.dtype = torch.float32
+    again = loaded(former, None, "former")
+    candidate = candidate_of(again, {"3.attention": DROP, "1.mlp": Level(channels=8)})
+    batch = random_batch(again.family, again.model)
+    expected = in_memory(again, candidate, batch)
+    out = materialize(again, PlainLibrary(again), candidate, tmp_path / "out", format="hf")
+    found = answer(again.family, read_checkpoint(out, again.model), batch)
+    torch.testing.assert_close(found, expected)
+    costs = cost_model(again.family.units(again.model), again.family.architecture(again.model))
+    record, predicted = read_record(out), costs.of([candidate])
+    assert record.measured == {key: predicted[key].item() for key in record.measured}
