@@ -24,7 +24,10 @@ class LlamaCpp:
     Attributes:
         name: That of gguf-py's ``MODEL_ARCH_NAMES``.
         neighbours: It rotates neighbouring elements of a head, and transformers the two halves.
+        halves: It rotates the two halves of a head, and transformers neighbouring elements.
         windowed: It is told which layers have an attention window.
+        windowed_at: With this many layers all but every fourth have an attention window, and are
+            rotated; with any other number none has, and all are. 0 where the number does not tell.
         unrotated: Every such layer is without rotary embedding; 0 where none is.
         periodic: Every so many layers have an attention, and all others another mixer.
         dense_first: The first ones of its layers may have an MLP in place of experts.
@@ -47,7 +50,9 @@ class LlamaCpp:
 
     name: str
     neighbours: bool = False
+    halves: bool = False
     windowed: bool = False
+    windowed_at: int = 0
     unrotated: int = 0
     periodic: bool = False
     dense_first: bool = False
@@ -93,7 +98,7 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "dots1": LlamaCpp("dots1", dense_first=True, also=("norm_topk_prob",)),
     "ernie4_5": LlamaCpp("ernie4_5"),
     "ernie4_5_moe": LlamaCpp("ernie4_5-moe", dense_first=True),
-    "exaone4": LlamaCpp("exaone4", factors=True, spanning=True, settings={"sliding_window": None}),
+    "exaone4": LlamaCpp("exaone4", factors=True, spanning=True, windowed_at=64),
     "exaone_moe": LlamaCpp("exaone-moe", dense_first=True, windowed=True),
     "falcon": LlamaCpp("falcon"),
     "falcon_h1": LlamaCpp(
@@ -106,10 +111,14 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "gemma2": LlamaCpp("gemma2", windowed=True),
     "gemma3_text": LlamaCpp("gemma3", windowed=True, also=("final_logit_softcapping",)),
     "gemma4_text": GEMMA4,
+    "gemma4_unified_text": GEMMA4,
     "glm": LlamaCpp("chatglm", spanning=True),
     "glm4": LlamaCpp("glm4"),
     "glm4_moe": LlamaCpp("glm4moe", dense_first=True, also=("use_qk_norm",)),
     "glm4_moe_lite": LlamaCpp("deepseek2", dense_first=True, mscale=True),
+    "glm4v_moe_text": LlamaCpp("glm4moe", dense_first=True),
+    "glm4v_text": LlamaCpp("glm4", halves=True),
+    "glm_ocr_text": LlamaCpp("glm4", halves=True),
     "gpt2": LlamaCpp("gpt2"),
     "gpt_bigcode": LlamaCpp("starcoder"),
     "gpt_neox": LlamaCpp("gptneox", headed=True),
@@ -159,16 +168,21 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "olmo2": LlamaCpp("olmo2", headed=True),
     "olmo3": LlamaCpp("olmo2", headed=True, windowed=True),
     "olmoe": LlamaCpp("olmoe", headed=True),
+    "paddleocr_vl_text": LlamaCpp("paddleocr"),
     "phi": LlamaCpp("phi2", spanning=True, headed=True),
     "phi3": LlamaCpp("phi3", spanning=True),
+    "qwen2_5_omni_text": LlamaCpp("qwen2vl"),
+    "qwen2_5_vl_text": LlamaCpp("qwen2vl"),
     "qwen2_moe": LlamaCpp("qwen2moe", spanning=True, headed=True),
+    "qwen2_vl_text": LlamaCpp("qwen2vl"),
     "qwen3": LlamaCpp("qwen3"),
     "qwen3_5_moe_text": LlamaCpp("qwen35moe", periodic=True),
     "qwen3_5_text": LlamaCpp("qwen35", periodic=True),
     "qwen3_next": LlamaCpp("qwen3next", periodic=True, settings={"norm_topk_prob": True}),
+    "qwen3_moe": LlamaCpp("qwen3moe", settings={"norm_topk_prob": True}),
+    "qwen3_omni_moe_text": LlamaCpp("qwen3vlmoe", settings={"norm_topk_prob": True}),
     "qwen3_vl_moe_text": LlamaCpp("qwen3vlmoe"),
     "qwen3_vl_text": LlamaCpp("qwen3vl"),
-    "qwen3_moe": LlamaCpp("qwen3moe", settings={"norm_topk_prob": True}),
     "seed_oss": LlamaCpp("seed_oss"),
     "smollm3": LlamaCpp("smollm3", neighbours=True, unrotated=4),
     "solar_open": LlamaCpp("glm4moe", dense_first=True),
@@ -187,7 +201,7 @@ UNEVEN: Mapping[str, LlamaCpp] = {
     **dict.fromkeys((*LLAMA_LIKE, "granite", "phi3", "seed_oss"), DECI),
     **dict.fromkeys(("ernie4_5", "helium"), replace(DECI, neighbours=False)),
     "qwen3": OPENELM,
-    "gemma4_text": replace(GEMMA4, uneven=True, own=True),
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), replace(GEMMA4, uneven=True, own=True)),
     **{name: own for name, own in ARCHITECTURES.items() if own.differing},
 }
 """Architectures whose layers may differ, by the types whose blocks compute what they do.

@@ -47,7 +47,7 @@ FACTORS = {
 GROUPS = "expert_group_count", "expert_group_used_count"
 """Keys of experts that are chosen by groups, of which a config may tell without need."""
 
-OFF = {"final_logit_softcapping": 0.0, "clip_qkv": 0.0}
+OFF = {"final_logit_softcapping": 0.0, "clip_qkv": 0.0, "hidden_size_per_layer_input": 0}
 """What keeps llama.cpp from doing what it does by default."""
 
 BETAS = 32.0, 1.0
@@ -207,8 +207,8 @@ def _add_rotary(writer: Any, model: PreTrainedModel, tensors: Container[str]) ->
     writer.add_rope_freq_base(whole["rope_theta"])
     every = next(iter(found.values()))
     writer.add_rope_dimension_count(2 * len(found.get("full_attention", every)))
-    if sections := whole.get("mrope_section"):
-        writer.add_rope_dimension_sections([*_covering(sections, len(every)), 0])
+    if sections := _sections(model, len(every)):
+        writer.add_rope_dimension_sections(sections)
     kind = scaling_of(whole)
     if kind in ("linear", "yarn") and ROPE_FACTORS not in tensors:
         writer.add_rope_scaling_type(RopeScalingType(kind))
@@ -238,13 +238,20 @@ def _add_activations(writer: Any, family: Family, model: PreTrainedModel) -> Non
             getattr(writer, f"add_xielu_{part}")(numbers)
 
 
-def _covering(sections: Sequence[int], count: int) -> Sequence[int]:
-    """How many frequencies are of each axis of an image: thirds, where those told are not all.
+def _sections(model: PreTrainedModel, count: int) -> Sequence[int]:
+    """How many of the frequencies are of each of four axes of an image; empty without axes.
 
-    Of text all axes are the same, and llama.cpp does not rotate what is of none.
+    Where axes take turns, they get a third each if those told are not all: of text all axes are the
+    same, and llama.cpp does not rotate what is of none.
     """
-    whole = all(place // 3 < sections[place % 3] for place in range(count))
-    return sections if whole else [-(-count // 3)] * 3
+    own = (module.mrope_section for module in model.modules() if hasattr(module, "mrope_section"))
+    sections = next(own, None)
+    if not sections:
+        return ()
+    in_turns = "mrope_interleaved" in getattr(model.config, "ignore_keys_at_rope_validation", ())
+    if in_turns and any(place // 3 >= sections[place % 3] for place in range(count)):
+        sections = [-(-count // 3)] * 3
+    return [*sections, 0]
 
 
 def _add_windows(writer: Any, config: Any) -> None:

@@ -239,6 +239,21 @@ def _too_few_heads(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | 
     )
 
 
+def _windows_by_number(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
+    """The obstacle of windows where llama.cpp takes none, or the other way round."""
+    config, count = text_config(loaded.model.config), len(left.kept)
+    windows = [config.layer_types[block.index] == HANDING[0] for block in left.kept]
+    regular = windows == [bool((layer + 1) % 4) for layer in range(count)]
+    windowed = config.sliding_window is not None
+    if windowed == (count == found.windowed_at) and (regular or not windowed):
+        return None
+    return (
+        f"cannot hold this {loaded.family.model_type} model of {count} layers, because llama.cpp's "
+        f"architecture {found.name} has attention windows with {found.windowed_at} layers, in all "
+        "but every 4th, and with no other number"
+    )
+
+
 def _layers_in_order(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
     """The obstacle of layers whose windows or rotary embeddings llama.cpp cannot be told."""
     config = text_config(loaded.model.config)
@@ -246,6 +261,8 @@ def _layers_in_order(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str 
     windows = attention_windows(config, config.num_hidden_layers)
     narrowest = min((window for window in windows if window), default=None)
     context = loaded.family.architecture(loaded.model).context
+    if found.windowed_at:
+        return _windows_by_number(loaded, left, found)
     if not found.windowed and narrowest is not None and narrowest < context:
         return f"cannot hold this {name} model, whose attention window is {narrowest} tokens"
     chunks = getattr(config, "attention_chunk_size", None) or context

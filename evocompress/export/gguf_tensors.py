@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +66,8 @@ def named_tensors(
     tensors = _renumbered(dict(_named(model, loaded, own.name, headed=found.headed)))
     if found.uneven:
         tensors = as_uneven(tensors, text_config(model.config), loaded, found)
-    if found.neighbours:
-        tensors = _turned(tensors, loaded)
+    if found.neighbours or found.halves:
+        tensors = _turned(tensors, loaded, interleaved if found.neighbours else halved)
     scaled = factors(language_body(loaded.family, loaded.model)) if found.factors else None
     if scaled is not None:
         tensors[ROPE_FACTORS] = scaled
@@ -112,13 +112,17 @@ def _of_experts(stacks: Mapping[str, Tensor], architecture: str) -> Iterator[tup
             yield name, tensor
 
 
-def _turned(tensors: Mapping[str, Tensor], loaded: LoadedModel) -> dict[str, Tensor]:
+def _turned(
+    tensors: Mapping[str, Tensor],
+    loaded: LoadedModel,
+    reordered: Callable[[Tensor, int, int], Tensor],
+) -> dict[str, Tensor]:
     """The tensors with rows of queries and keys as llama.cpp rotates them."""
     turned = frequencies(language_body(loaded.family, loaded.model))
     count = 2 * len(next(iter(turned.values()), ()))
     size = loaded.family.architecture(loaded.model).head_dim
     return {
-        name: interleaved(tensor, size, count)
+        name: reordered(tensor, size, count)
         if count and re.search(r"\.attn_[qk]\.", name)
         else tensor
         for name, tensor in tensors.items()
@@ -189,11 +193,20 @@ def interleaved(tensor: Tensor, head_dim: int, turned: int | None = None) -> Ten
     Hugging Face rotates element i of the first `turned` ones of a head together with element
     i + turned / 2, llama.cpp neighbours.
     """
-    turned = turned or head_dim
+    return _reordered(tensor, head_dim, turned or head_dim, 2)
+
+
+def halved(tensor: Tensor, head_dim: int, turned: int) -> Tensor:
+    """The inverse of `interleaved`, where Hugging Face rotates neighbours and llama.cpp halves."""
+    return _reordered(tensor, head_dim, turned, turned // 2)
+
+
+def _reordered(tensor: Tensor, head_dim: int, turned: int, parts: int) -> Tensor:
+    """Rows with the first of each of so many parts of what is rotated first, then the second."""
     heads = tensor.reshape(-1, head_dim, *tensor.shape[1:])
-    halves = heads[:, :turned].reshape(len(heads), 2, turned // 2, *tensor.shape[1:])
-    pairs = halves.transpose(1, 2).flatten(1, 2)
-    return torch.cat([pairs, heads[:, turned:]], dim=1).reshape(tensor.shape)
+    each = heads[:, :turned].reshape(len(heads), parts, turned // parts, *tensor.shape[1:])
+    mixed = each.transpose(1, 2).flatten(1, 2)
+    return torch.cat([mixed, heads[:, turned:]], dim=1).reshape(tensor.shape)
 
 
 def _renumbered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -44,11 +44,14 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "moe_latent_size": 64,
     },
     "gemma4_text": {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
-    "gemma4_text sharing": {
-        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
-        "num_kv_shared_layers": 3,
-        "use_double_wide_mlp": True,
-    },
+    **dict.fromkeys(
+        ("gemma4_text sharing", "gemma4_unified_text sharing"),
+        {
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 3,
+            "use_double_wide_mlp": True,
+        },
+    ),
     "gemma4_text sharing one head": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "num_key_value_heads": 1,

@@ -63,8 +63,13 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         **{"enable_moe_block": True, "moe_intermediate_size": 24},
         **{"num_experts": 4, "top_k_experts": 2, "final_logit_softcapping": 20.0},
     },
+    "exaone4": {"sliding_window": None},
+    "exaone4 windowed": {
+        "sliding_window": WINDOW,
+        "layer_types": (["sliding_attention"] * 3 + [FULL]) * 16,
+    },
     "glm4_moe": {"head_dim": 16, "use_qk_norm": True},
-    "glm4_moe plain": {"head_dim": 16},
+    **dict.fromkeys(("glm4_moe plain", "glm4v_moe_text"), {"head_dim": 16}),
     **dict.fromkeys(
         ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
         {"layer_types": [LINEAR, FULL, LINEAR, FULL, LINEAR]},
@@ -83,10 +88,10 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 Behind the name of a type may stand what a variant of it does.
 """
 
-TYPICAL = {"gemma4_text": "gemma4_text sharing"}
+TYPICAL = {name: f"{name} sharing" for name in ("gemma4_text", "gemma4_unified_text")}
 """Variants of `evocompress.testing.derived` that are taken."""
 
-NUMBERED = ("qwen3_vl_text", "qwen3_vl_moe_text")
+NUMBERED = ("qwen3_omni_moe_text", "qwen3_vl_moe_text", "qwen3_vl_text")
 """Types to whose first blocks by number parts of images are added."""
 
 WITHOUT_CHANNELS = ("bloom", "dbrx", "llama4_text", "mpt", "hunyuan_v1_moe")
@@ -96,9 +101,10 @@ ALONE = tuple(name for name in ARCHITECTURES if name in CAUSAL.classes)
 """Types of language models that have a class of their own."""
 
 WHOLES = (
-    *("aya_vision", "exaone4_5", "gemma3", "gemma4", "granite_speech", "idefics2", "internvl"),
-    *("kimi_k25", "lfm2_vl", "lighton_ocr", "llama4", "llava", "mistral3", "qwen3_5"),
-    *("qwen3_5_moe", "qwen3_vl"),
+    *("aya_vision", "exaone4_5", "gemma3", "gemma4", "gemma4_unified", "glm4v", "glm4v_moe"),
+    *("glm_ocr", "granite_speech", "idefics2", "internvl", "kimi_k25", "lfm2_vl"),
+    *("lighton_ocr", "llama4", "llava", "mistral3", "paddleocr_vl", "qwen2_5_omni_thinker"),
+    *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_omni_moe_thinker", "qwen3_vl"),
 )
 """Types of models of several parts, one at least for each type of language model within."""
 
@@ -171,7 +177,9 @@ def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     known = ARCHITECTURES[language_type(loaded)]
     mixed = known.dense_first  # such layers have MLPs of two kinds
     last = len(loaded.family.blocks(loaded.model)) - 1
-    gone = set() if language_type(loaded) in NUMBERED else {last if known.unrotated else 1 + mixed}
+    gone = {last if known.unrotated else 1 + mixed}
+    if language_type(loaded) in NUMBERED or known.windowed_at == last + 1:
+        gone = set()
     levels = _droppable(loaded, {str(index): DROP for index in gone})
     if is_latent(text_config(loaded.model.config)):
         levels |= {f"{i}.attention": Level(kv_groups=2, group_heads=1) for i in range(last + 1)}

@@ -130,13 +130,19 @@ def test_llama_cpp_computes_layers_that_differ(
     assert_continued(loaded, candidate, generate(engine, out, PROMPTS, new_tokens=8).tokens)
 
 
+READING = ("gemma4_unified", "kimi_k25")
+"""Types whose class reads tokens that stand for images as padding, also where there are none.
+
+A random model writes some. The files are those of the language models alone, which are run:
+tests/export/test_gguf_wholes.py.
+"""
+
+
 @pytest.mark.parametrize("engine", ["llama.cpp"])
-@pytest.mark.parametrize("model_type", [name for name in WHOLES if name != "kimi_k25"])
+@pytest.mark.parametrize("model_type", [name for name in WHOLES if name not in READING])
 def test_llama_cpp_computes_the_language_model_within_others(
     engine: str, model_type: str, tmp_path: Path
 ) -> None:
-    # Kimi K2.5's class reads tokens that stand for images as padding, also where there are none,
-    # and a random model writes some. Its file is DeepSeek V3's: tests/export/test_gguf_wholes.py.
     loaded = gguf_loaded(model_type)
     for case, levels in enumerate(every_gguf_levels(loaded)):
         candidate, out = candidate_of(loaded, levels), tmp_path / str(case)

@@ -15,7 +15,7 @@ from evocompress.core.errors import ExportError
 from evocompress.core.types import DROP, Level
 from evocompress.export import FORMATS, materialize, read_record
 from evocompress.export.gguf_architectures import ARCHITECTURES, UNEVEN
-from evocompress.export.gguf_tensors import interleaved
+from evocompress.export.gguf_tensors import halved, interleaved
 from evocompress.export.llama_like import LLAMA_LIKE
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.loading import LoadedModel
@@ -65,6 +65,9 @@ def test_transformers_reads_the_same_model_from_the_file(model_type: str, tmp_pa
 def test_rows_are_turned_only_as_far_as_a_head_is_rotated() -> None:
     rows = torch.arange(12.0)[:, None]
     assert interleaved(rows, 6, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
+    rows = torch.arange(16.0)[:, None]
+    assert halved(rows, 8, 6)[:8, 0].tolist() == [0, 2, 4, 1, 3, 5, 6, 7]
+    assert halved(interleaved(rows, 8, 6), 8, 6).equal(rows)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -147,6 +150,7 @@ def test_multipliers_are_in_the_weights_of_layers_that_differ(tmp_path: Path) ->
     assert differing[f"deci.{epsilon}"] == pytest.approx(alike[f"granite.{epsilon}"] / 36)
 
 
+SLIDING, FULL = "sliding_attention", "full_attention"
 UNTIED = {"tie_word_embeddings": False}
 BIASED = Level(channels=16, bias=True)
 GROUPED = {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}
@@ -195,6 +199,15 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("mpt", {}, {"attn_config.softmax_scale": 0.3}, "whose softmax_scale = 0.3 llama.cpp was not"),
     ("llama4_text", {}, {"floor_scale": 16}, "with whose floor_scale = 16 llama.cpp was not"),
     ("llama4_text", {}, {"no_rope_layers": [1] * 8}, "not every 4th of its layers"),
+    (
+        "exaone4",
+        {},
+        {"sliding_window": 8},
+        "5 layers, because llama.cpp's architecture exaone4 has",
+    ),
+    ("exaone4", {}, {"sliding_window": None, "layer_types": [FULL] * 64}, "of 64 layers, because"),
+    ("exaone4 windowed", {}, {"layer_types": [FULL, SLIDING] * 32}, "in all but every 4th"),
+    ("exaone4 windowed", {"0": DROP}, {}, "of 63 layers, because llama.cpp's architecture exaone4"),
     ("afmoe", {}, {}, "cannot hold afmoe models; 'evocompress models --formats' lists"),
 ]
 

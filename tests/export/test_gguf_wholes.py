@@ -15,9 +15,12 @@ from gguf import GGUFReader
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import FORMATS, materialize, read_record
 from evocompress.export.gguf_language import language_body, language_tensors
+from evocompress.models.families.derivation.defaults import default_config
 from evocompress.models.families.derivation.from_config import language_class
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel, load
 from evocompress.models.loading import loaded as reload
+from evocompress.models.tasks import CAUSAL
 from evocompress.testing.formats import candidate_of, in_memory
 from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.gguf_types import (
@@ -30,8 +33,20 @@ from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.probes import random_ids
 from evocompress.testing.wholes import tiny_whole
 
-OF_CLASSES = [name for name in WHOLES if name != "qwen3_vl"]
+OF_CLASSES = [
+    name for name in WHOLES if text_config(default_config(name)).model_type in CAUSAL.classes
+]
 """Those whose language model has a class of its own."""
+
+SECTIONS = [
+    *(("glm4v", [1, 1, 2], [1, 1, 2, 0]), ("paddleocr_vl", [16, 24, 24], [16, 24, 24, 0])),
+    *(("qwen2_vl", [4, 2, 2], [4, 2, 2, 0]), ("glm_ocr", [2, 1, 1], [2, 1, 1, 0])),
+    *(("qwen3_vl", [3, 3, 2], [3, 3, 2, 0]), ("qwen3_vl", [4, 2, 2], [3, 3, 3, 0])),
+]
+"""Frequencies that are told to be of each axis, and those that are written; (name, told, written).
+
+Qwen3-VL's axes take turns, and 4, 2 and 2 leave one of the 8 frequencies to none.
+"""
 
 
 class LibraryOfWhole(PlainLibrary):
@@ -92,6 +107,19 @@ def test_other_parts_are_told_to_be_missing(name: str, tmp_path: Path) -> None:
     assert read_record(out).measured["params"] == held + head.weight.numel() * (not tied)
     alone = gguf_loaded("gemma3_text")
     assert "mmproj" not in FORMATS["gguf"].note(alone, candidate_of(alone, {}))
+
+
+@pytest.mark.parametrize(("name", "told", "written"), SECTIONS)
+def test_frequencies_are_shared_among_axes_as_the_class_does(
+    name: str, told: list[int], written: list[int], tmp_path: Path
+) -> None:
+    whole = gguf_loaded(name)
+    parts = language_body(whole.family, whole.model).modules()
+    rotary: Any = next(module for module in parts if hasattr(module, "mrope_section"))
+    rotary.mrope_section = told
+    out = write(whole, candidate_of(whole, {}), tmp_path / "out", "gguf")
+    file = GgufReference(out / "model.gguf")
+    assert file.metadata[f"{file.architecture}.rope.dimension_sections"] == written
 
 
 @pytest.mark.parametrize("name", ["mistral3", "lighton_ocr"])
