@@ -5,7 +5,7 @@ Each architecture of llama.cpp reads the keys that it knows, so that all are wri
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,9 @@ BETAS = 32.0, 1.0
 
 DEEPSTACK = "deepstack_visual_indexes"
 """Of which layers of a vision tower the first blocks get a part each, behind that of the input."""
+
+AXES = "mrope_section"
+"""What rotary embeddings of images and text call their numbers of frequencies of each axis."""
 
 QUERIES = "llama_4_scaling_beta"
 """By how much queries grow with every original context before them."""
@@ -244,7 +247,9 @@ def _sections(model: PreTrainedModel, count: int) -> Sequence[int]:
     Where axes take turns, they get a third each if those told are not all: of text all axes are the
     same, and llama.cpp does not rotate what is of none.
     """
-    own = (module.mrope_section for module in model.modules() if hasattr(module, "mrope_section"))
+    own: Iterator[Sequence[int] | None] = (
+        getattr(module, AXES) for module in model.modules() if hasattr(module, AXES)
+    )
     sections = next(own, None)
     if not sections:
         return ()
