@@ -113,8 +113,8 @@ def why_no_list(model: PreTrainedModel, inputs: Mapping[str, Any], paths: Collec
 def _in_each(blocks: nn.ModuleList, count: int) -> str:
     """What to say of blocks each of which is several layers; empty of others."""
     each, rest = divmod(count, len(blocks))
-    lists = [name for name, own in blocks[0].named_children() if isinstance(own, nn.ModuleList)]
-    several = [name for name in lists if len(blocks[0].get_submodule(name)) == each]
+    lists = ((n, own) for n, own in blocks[0].named_children() if isinstance(own, nn.ModuleList))
+    several = [name for name, own in lists if len(own) == each]
     if rest or each < 2 or not several:
         return ""
     return f": one is {each} of them, with {each} modules in each of {', '.join(several)}"

@@ -316,7 +316,9 @@ def _of_another_kind(model: PreTrainedModel, block: nn.Module, real: nn.Module, 
     fresh = random_model(type(model), model.config).get_submodule(path)
     name = next(iter(changed), "")
     words = [str(one.get(name, "nothing")).rpartition(".")[2] for one in classes]
-    if changed and any(_look(one, model.config) == _look(real, model.config) for one in fresh):
+    if changed and any(
+        _look(one, model.config) == _look(real, model.config) for one in fresh.children()
+    ):
         return (
             f"its class changes its blocks while it runs: {name} is a {words[0]} at first, and a "
             f"{words[1]} from the first short sequence on"
