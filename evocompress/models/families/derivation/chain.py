@@ -126,11 +126,12 @@ def lists_apart(model: PreTrainedModel, path: str) -> str:
     Empty where others of the length of one list, with matrices, are not in the same module.
     """
     parent, _, own = path.rpartition(".")
-    count = len(model.get_submodule(path))  # type: ignore[arg-type]
+    blocks: Any = model.get_submodule(path)
+    children: dict[str, Any] = dict(model.get_submodule(parent).named_children())
     beside = [
         name
-        for name, other in model.get_submodule(parent).named_children()
-        if isinstance(other, nn.ModuleList) and len(other) == count and has_matrix(other)
+        for name, other in children.items()
+        if isinstance(other, nn.ModuleList) and len(other) == len(blocks) and has_matrix(other)
     ]
     if beside == [own]:
         return ""

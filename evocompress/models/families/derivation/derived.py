@@ -313,7 +313,7 @@ def _of_another_kind(model: PreTrainedModel, block: nn.Module, real: nn.Module, 
     """In what a block of a tiny model, after it has been run, differs from the real one."""
     classes = [module_classes(one) for one in (real, block)]
     changed = [name for name in classes[0] if classes[0][name] != classes[1].get(name)]
-    fresh = random_model(type(model), model.config).get_submodule(path)
+    fresh: Any = random_model(type(model), model.config).get_submodule(path)
     name = next(iter(changed), "")
     words = [str(one.get(name, "nothing")).rpartition(".")[2] for one in classes]
     if changed and any(

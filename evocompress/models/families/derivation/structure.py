@@ -325,7 +325,8 @@ def _reads(call: Call, tensor: Tensor) -> bool:
 
 def _check_removal(example: TracedBlock, branch: ResidualBranch) -> None:
     """Without a branch the block must compute what it does where that yields zero."""
-    own = branch.removal(example.block)
+    own, core = branch.removal(example.block), branch.core[0]
+    output = example.calls([core])[core].output
     with ExitStack() as stack:
         for each in (branch, *branch.beside):
             last = each.after[-1] if each.after else each.core[-1]
@@ -341,11 +342,12 @@ def _check_removal(example: TracedBlock, branch: ResidualBranch) -> None:
         try:
             found = example.run()
         except FAILURES as error:
-            raise Unclear(
-                f"a block does not run without its {branch.core[0]} ({one_line(error)})"
-            ) from None
+            why = f"a block does not run without its {core} ({one_line(error)})"
+            if isinstance(output, list):
+                why = f"{core} yields a list, and a stand-in for it yields a tensor or a tuple"
+            raise Unclear(why) from None
     if not torch.equal(found, expected):
-        raise Unclear(f"a block without its {branch.core[0]} is not the one where that is zero")
+        raise Unclear(f"a block without its {core} is not the one where that is zero")
 
 
 def _zeroed(output: Any) -> Any:
