@@ -135,7 +135,7 @@ class HealLastConfig(Strict):
     """A short healing of the last candidates of a search, after which the winner is chosen.
 
     Attributes:
-        candidates: How many are healed, those of the best values.
+        candidates: How many are healed: the winner by the proxy and the next best.
         tokens: Training tokens of each.
 
     Examples:

@@ -76,7 +76,7 @@ class Folded(ModelingFile):
         left = layout(loaded, candidate)
         return (
             super().obstacle(loaded, candidate)
-            or renumbering(left, loaded)
+            or (renumbering(left, loaded) if _numbered_anew(left) else None)
             or _untried(left, loaded)
             or _other_experts(left)
             or _of_other_kinds(left, loaded.family)
@@ -136,6 +136,11 @@ def _other_experts(left: Layout) -> str | None:
             mlp = f"{left.names[block.index]}.mlp"
             return f"cannot give {mlp} {less} experts, because vLLM reads them from the config"
     return None
+
+
+def _numbered_anew(left: Layout) -> bool:
+    """Whether there are fewer layers than blocks, so that some have another number."""
+    return len(folded_layers(left)) < len(left.blocks)
 
 
 def _of_other_kinds(left: Layout, family: Family) -> str | None:

@@ -129,6 +129,19 @@ def test_stock_keeps_all_blocks_where_images_enter_some_by_their_number() -> Non
     assert FORMATS["stock"].obstacle(loaded, candidate_of(loaded, {})) is None
 
 
+def test_folded_layers_keep_their_numbers_where_a_block_has_lost_its_mlp_alone(
+    tmp_path: Path,
+) -> None:
+    loaded, folded = tiny_whole("qwen3_vl"), FORMATS["folded"]
+    for gone in ("1", "1.attention"):
+        obstacle = folded.obstacle(loaded, candidate_of(loaded, {gone: DROP}))
+        assert obstacle is not None and "adds what it sees in images" in obstacle
+    candidate = candidate_of(loaded, {"1.mlp": DROP})
+    out = write(loaded, candidate, tmp_path / "out", "folded")
+    tokens = continued(reload(out, loaded.family.task), "qwen3_vl", cache=True)
+    assert torch.equal(tokens, continued_in_memory(loaded, candidate))
+
+
 def test_a_padded_checkpoint_reads_text_and_images(loaded: LoadedModel, tmp_path: Path) -> None:
     levels = {"0.mlp": Level(channels=40), "1.attention": heads(loaded)[0], "2": DROP}
     candidate = candidate_of(loaded, levels)

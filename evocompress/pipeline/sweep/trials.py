@@ -59,7 +59,7 @@ def trial_of(sweep: SweepConfig, settings: Settings) -> Trial:
     """The run that has these settings; the same ones always give the same run.
 
     Raises:
-        ConfigError: A key does not exist, or a value is wrong.
+        ConfigError: A key does not exist, a value is wrong, or candidates would be healed.
     """
     data, what = deepcopy(sweep.run), f"trial {text_of(settings)}"
     # What is further up comes first, so that a whole sub-tree does not undo one of its keys.
@@ -69,6 +69,11 @@ def trial_of(sweep: SweepConfig, settings: Settings) -> Trial:
     data.pop("ray", None)
     data["threads"] = data.get("threads") or max(1, int(sweep.ray.cpus))
     config = validate(RunConfig, data, what)
+    if config.search.heal_last is not None:
+        raise ConfigError(
+            f"{what}: search.heal_last: a sweep compares searches by the proxy, before any healing: "
+            "leave it out, and set it for the run that you go on with"
+        )
     if config.library.path is None:
         path = sweep.folder / LIBRARIES / _library_key(config)
         library = config.library.model_copy(update={"path": path})

@@ -55,6 +55,17 @@ def test_a_trial_is_a_run_in_one_process_with_the_sweeps_threads():
     assert trial_of(own, {"seed": 1}).config.threads == 2
 
 
+@pytest.mark.parametrize("where", ["run", "vary"])
+def test_searches_that_choose_after_a_healing_are_not_compared(where):
+    last = {"candidates": 2, "tokens": 512}
+    if where == "run":
+        sweep = sweep_of({"seed": [0]}, run=RUN | {"search": RUN["search"] | {"heal_last": last}})
+    else:
+        sweep = sweep_of({"search.heal_last": [last]})
+    with pytest.raises(ConfigError, match=r"search\.heal_last: a sweep compares searches by the"):
+        list(samples(sweep))
+
+
 def test_libraries_are_shared_by_all_that_want_the_same_one():
     paths = {}
     for trial in samples(sweep_of()):

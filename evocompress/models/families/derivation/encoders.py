@@ -299,7 +299,7 @@ def _unused(family: DerivedEncoder, model: PreTrainedModel, batch: Tensor) -> st
         model(**family.task.inputs(batch))
     unused = {name for name, _ in body.named_children()} - {*ran}
     if not own_head and family.task.pooling != "pooler":
-        unused = unused | {*ran[ended[-1] :]} - {*ran[: ended[-1]]} | _heads(model)
+        unused |= ({*ran[ended[-1] :]} | _heads(model)) - {*ran[: ended[-1]]}
     prefix = rf"(?:{re.escape(model.base_model_prefix)}\.)?"
     names = "|".join(map(re.escape, sorted(unused)))
     return rf"{prefix}(?:{names})(?:\..*|$)" if names else ""
