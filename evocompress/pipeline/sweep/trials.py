@@ -71,7 +71,7 @@ def trial_of(sweep: SweepConfig, settings: Settings) -> Trial:
     config = validate(RunConfig, data, what)
     if config.search.heal_last is not None:
         raise ConfigError(
-            f"{what}: search.heal_last: a sweep compares searches by the proxy, before any healing: "
+            f"{what}: search.heal_last: a sweep compares searches by the proxy, before healing: "
             "leave it out, and set it for the run that you go on with"
         )
     if config.library.path is None:
