@@ -185,8 +185,8 @@ def test_dropped_experts_are_gone(name: str, tmp_path: Path) -> None:
     assert_written(out, loaded, candidate)
     edits = config_of(out)["per_layer_config"]["0"]["edits"]
     assert edits["experts"] == {mixture.experts: [len(experts) // 4 - 1, 100]}
-    with pytest.raises(ModelError, match=f"a mixture of experts .{name}., which cannot"):
-        load(str(out), device="cpu")
+    again = load(str(out), device="cpu").family.at(0).mixture
+    assert again is not None and again.count == len(experts) // 4 - 1
 
 
 def test_a_family_of_another_package_is_written(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -144,8 +145,8 @@ def test_an_unknown_type_is_named_before_weights_are_read(checkpoint: Path, kind
 @pytest.mark.usefixtures("weights_are_not_read")
 def test_a_type_that_cannot_be_derived_is_told_with_the_reason(checkpoint: Path) -> None:
     edit_config(checkpoint, model_type="bart", architectures=["BartForCausalLM"])
-    reason = "none can be derived: no list of blocks that are run one after the other"
-    assert reason in refusal(checkpoint)
+    reason = r"none can be derived: .*layers has 12 blocks where the config tells 3 layers"
+    assert re.search(reason, refusal(checkpoint))
     with pytest.raises(ModelError, match=reason):
         outline(str(checkpoint))
 
