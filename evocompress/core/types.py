@@ -53,19 +53,16 @@ class Unit:
         bias: Whether the matrix has a bias.
         active: Of an MLP that is a mixture of experts, how many of them each token uses, and so
             the fewest that it can have; 0 otherwise.
-        groups: Of such an MLP the groups that its router splits the experts into, as many in each
-            before any are dropped.
+        groups: Of such an MLP, how many groups of one size its router had before any were dropped.
         chosen_groups: From how many of them the experts of a token are.
         group: Of an expert the one that it is in, from 0.
         positions: How often the matrix is applied to a sequence, where that is not once a token: a
             convolution, whose matrix is (out, in times kernel), is at each place of an image.
         patch: Columns of a channel: 1, or what the kernel of a convolution reads of it.
-        of_cache: With a cache the matrix is applied to all that is cached for each new token, as it
-            makes keys and values of what is cached.
+        of_cache: For each new token the matrix makes keys and values anew of all that is cached.
         droppable: Whether the unit can be left out at all.
         narrowable: Whether the width of a sub-layer can be cut at all.
-        attends: Of an attention, whether its keys and values are cached: not of what mixes tokens
-            in another way. A model must keep one that attends.
+        attends: Whether an attention's keys and values are cached; a model must keep one such.
         shares: Of an attention, and of each matrix that several run, the block with the latter.
 
     Examples:

@@ -99,14 +99,7 @@ def _heal(
         return one(config, out, resume=resume, progress=told)
     began, count = time.monotonic(), config.average
     members = [member(config, out, number) for number in range(count)]
-    reports = []
-    for number, (own, place) in enumerate(members):
-
-        def tell(done: float, total: float, text: str, number: int = number) -> None:
-            told(number * total + done, count * total, f"{number + 1} of {count}: {text}")
-
-        again = resume and place.exists()
-        reports.append(one(own, place, resume=again, progress=tell))
+    reports = _each(one, members, told, resume=resume)
     best = min(range(count), key=lambda number: reports[number].best_kl)
     measure = partial(
         Distillation,
@@ -140,6 +133,25 @@ def _heal(
 
     by_first(write)
     return report
+
+
+def _each(
+    one: Callable[..., HealReport],
+    members: Sequence[tuple[HealConfig, Path]],
+    told: Told,
+    *,
+    resume: bool,
+) -> list[HealReport]:
+    """What healings one after the other report."""
+    reports, count = [], len(members)
+    for number, (own, place) in enumerate(members):
+
+        def tell(done: float, total: float, text: str, number: int = number) -> None:
+            told(number * total + done, count * total, f"{number + 1} of {count}: {text}")
+
+        again = resume and place.exists()
+        reports.append(one(own, place, resume=again, progress=tell))
+    return reports
 
 
 def member(config: HealConfig, out: Path, number: int) -> tuple[HealConfig, Path]:
