@@ -73,6 +73,13 @@ def choices(text: str, calibration: str) -> dict[str, dict[str, Any]]:
         "rate 1e-4": {"source": mixed, "learning_rate": 1e-4},
         "rate 1e-3": {"source": mixed, "learning_rate": 1e-3},
         "batch 8": {"source": mixed, "batch": 4},
+        "batch 1": {"source": mixed, "batch": 1, "accumulate": 1},
+        "batch 1, rate 1e-4": {
+            "source": mixed,
+            "batch": 1,
+            "accumulate": 1,
+            "learning_rate": 1e-4,
+        },
         "norms": {"source": mixed, "train": "norms", "learning_rate": 1e-3},
         "norms, head": {"source": mixed, "train": "norms,head", "learning_rate": 1e-3},
         "last 3, head": {"source": mixed, "train": "last:3,head"},
@@ -122,9 +129,11 @@ class Setup:
         calibration: str,
         heldout: Sequence[str],
         settings: Sequence[str],
+        *,
+        sequences: int = 40,
         **more: Any,
     ) -> Setup:
-        """SmolLM2-135M, searched on a text file and judged on others."""
+        """SmolLM2-135M, searched on a text file and judged on some sequences of others."""
         return cls(
             folder=folder,
             model={"source": "demo:smollm2-135m"},
@@ -139,7 +148,7 @@ class Setup:
             spaces={name: SETTINGS[name] for name in settings},
             search={"name": "auto", "tokens": 220_000},
             heldout=tuple(heldout),
-            sequences=40,
+            sequences=sequences,
             **more,
         )
 
@@ -163,6 +172,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--text", help="another text file to heal on")
     parser.add_argument("--heldout", nargs="+", help="text files that judge")
     parser.add_argument("--tokens", type=int, nargs="+", default=[50_000, 200_000, 500_000])
+    parser.add_argument("--sequences", type=int, default=40, help="of each held-out text")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--choices", nargs="+", help="only these")
     parser.add_argument("--results", type=Path, default=Path("results/healing"))
@@ -182,6 +192,7 @@ def _full(arguments: argparse.Namespace) -> Setup:
         arguments.calibration,
         arguments.heldout,
         arguments.settings,
+        sequences=arguments.sequences,
         tokens=tuple(arguments.tokens),
         choices={name: every[name] for name in wanted},
     )
@@ -285,7 +296,7 @@ class Winner:
             context = self.context
             calibration = context.calibration
             config = HealConfig.model_validate(settings).at(calibration.length)
-            config = config.model_copy(update={"evaluate_every": max(1, config.steps // 8)})
+            config = config.model_copy(update={"evaluate_every": max(1, config.steps // 4)})
             train, validation = self._text(name, config)
             out = self.folder / "healing"
             shutil.rmtree(out, ignore_errors=True)

@@ -260,11 +260,12 @@ def test_a_search_whose_workers_are_killed_finds_the_same(cluster, run_file, loc
 
     def kill():
         rng, seen = random.Random(1), 0
-        while not stop.wait(5.0):
+        while not stop.wait(0.2):
             size = journal.stat().st_size if journal.exists() else 0
             workers = [p for p in psutil.process_iter(["name"]) if "ray::Worker" in p.info["name"]]
-            # On a busy machine a worker may take longer than that to begin.
-            if workers and size > seen and len(killed) < 8:
+            # The next one only after another result, as a worker may take long to begin, and fewer
+            # than a request is given up after.
+            if workers and size > seen and len(killed) < queues.DEATHS - 1:
                 seen = size
                 killed.append(rng.choice(workers))
                 killed[-1].kill()
