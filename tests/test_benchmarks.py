@@ -76,6 +76,7 @@ FIGURES = {
         *("ours_kl_80", "best_other_kl_80", "ours_ppl_80", "uniform_kl_80_sd", "flap_kl_80"),
         *("last_kl_80", "shortgpt_kl_80", "evopress_kl_80"),
     ],
+    "claims": ["super_weight_kl", "last_all_kl", "shortgpt_last_3_head_kl", "repeated_4_kl"],
     "calibration": [f"{setting}_self_on_two_kl" for setting in ("widths", "zeros")],
     "refinements": [
         *("wanda_kl", "wanda+swaps_kl", "wanda+update_kl", "wanda+update_perplexity"),
