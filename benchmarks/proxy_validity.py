@@ -82,6 +82,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", type=Path, help="folder of tasks, NAME.jsonl")
     parser.add_argument("--questions", type=int, default=500, help="of each task")
     parser.add_argument("--tokens", type=int, nargs="+", default=[2_000, 10_000, 100_000])
+    parser.add_argument("--sequences", type=int, default=40, help="of each text that judges")
     parser.add_argument("--candidates", type=int, default=24)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--results", type=Path, default=Path("results/proxy_validity"))
@@ -99,6 +100,7 @@ def _full(arguments: argparse.Namespace) -> Setup:
         arguments.calibration,
         arguments.heldout,
         arguments.settings,
+        sequences=arguments.sequences,
         healing={"source": arguments.text},
     )
 
@@ -157,26 +159,29 @@ class Study(Winner):
         folder = self.folder / "present"
         shutil.rmtree(folder, ignore_errors=True)
         plain = materialize(loaded, self.context.library, make(), folder / "plain")
-        row: dict[str, Any] = {"candidate": name} | self._measured(plain, 0)
+        paths, validated = {0: plain}, {}
         for tokens in self._lengths:
             given = HealConfig.model_validate({**self.setup.healing, "tokens": tokens})
             config = given.at(calibration.length)
             text = FreshText(config, self.context.config.calibration, loaded, calibration)
             train, validation = text.take_both(config.sequences, config.validation_sequences)
             report = heal(plain, loaded, train, validation, config, folder / str(tokens))
-            row |= self._measured(Path(report.checkpoint), tokens)
-            row[f"{VALIDATION}_{tokens}"] = report.best_kl
+            paths[tokens] = Path(report.checkpoint)
+            validated[f"{VALIDATION}_{tokens}"] = report.best_kl
+        row = {"candidate": name} | self._divergences(paths) | validated
         row |= self._answers(Path(report.checkpoint))
         shutil.rmtree(folder)
         return row
 
-    def _measured(self, path: Path, tokens: int) -> dict[str, float]:
+    def _divergences(self, paths: Mapping[int, Path]) -> dict[str, float]:
+        """KL of the checkpoints after so many tokens, on every text."""
         dense = self.context.loaded.model
-        model = read_checkpoint(path, dense)
-        texts = {"search": torch.cat(self.context.calibration.search), **self.judges}
+        models = {str(tokens): read_checkpoint(path, dense) for tokens, path in paths.items()}
+        search = torch.cat(self.context.calibration.search)[: self.setup.sequences]
         return {
-            f"{text}_{tokens}": heldout_quality(dense, {"it": model}, sequences)["it"].kl
-            for text, sequences in texts.items()
+            f"{text}_{tokens}": quality.kl
+            for text, sequences in {"search": search, **self.judges}.items()
+            for tokens, quality in heldout_quality(dense, models, sequences).items()
         }
 
     def _answers(self, path: Path) -> dict[str, float]:
