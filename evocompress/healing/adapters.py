@@ -42,10 +42,8 @@ def add_adapters(
         seed: Of their first values; the updates begin at zero.
 
     Raises:
-        ConfigError: The package is missing, or the model has no such layers.
+        ConfigError: The model has no such layers.
     """
-    if find_spec("peft") is None:
-        raise ConfigError("heal.train=lora needs a package: pip install 'evocompress[lora]'")
     from peft import LoraConfig, inject_adapter_in_model
 
     names = _linear_layers(model, family)

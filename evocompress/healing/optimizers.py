@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -30,19 +29,11 @@ MOMENT_BYTES: Mapping[str, float] = {"adamw": 2 * 4, "adamw8bit": 2 * (1 + 4 / B
 
 
 def make_optimizer(weights: Sequence[Tensor], config: HealConfig) -> Optimizer:
-    """The optimizer that the configuration says, without moments as yet; the weights may be none.
-
-    Raises:
-        ConfigError: A package is missing.
-    """
+    """The optimizer that the configuration says, without moments yet; weights may be none."""
     decay = config.weight_decay
     weights = weights or [torch.empty(0)]  # one of several processes may have nothing to train
     if config.optimizer == "adamw":
         return torch.optim.AdamW(weights, betas=BETAS, weight_decay=decay, fused=True)
-    if find_spec("torchao") is None:
-        raise ConfigError(
-            "heal.optimizer=adamw8bit needs a package: pip install 'evocompress[adamw8bit]'"
-        )
     from torchao.optim import AdamW8bit
 
     warnings.filterwarnings("ignore", "OptimState8bit does not implement _stable_hash")

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from evocompress.core.config import HealConfig
 from evocompress.core.errors import ConfigError
 from evocompress.healing.adapters import adapter_weights, add_adapters
+from evocompress.healing.packages import check_packages
 from evocompress.healing.student import zero_masks
 from evocompress.models.families import Family
 
@@ -36,8 +37,9 @@ def prepare_training(
         Where parameters stay zero, by their present names.
 
     Raises:
-        ConfigError: The model has nothing of what is to be trained.
+        ConfigError: The model has nothing of what is to be trained, or a package is missing.
     """
+    check_packages(config)
     zeros = zero_masks(model, family)
     named = dict(model.named_parameters())
     by_parameter = {id(named[name]): mask for name, mask in zeros.items()}

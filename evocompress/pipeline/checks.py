@@ -11,6 +11,7 @@ from evocompress.evaluation.profile import check_table, check_timed_lengths, pat
 from evocompress.evaluation.profile.tables import ALIKE, NEW_RUN
 from evocompress.evaluation.proxies import check_proxy
 from evocompress.healing.adapting import check_adaptable
+from evocompress.healing.packages import check_packages
 from evocompress.healing.top_k import check_cacheable
 from evocompress.models.loading import require_next_token
 from evocompress.pipeline.context import RunContext
@@ -51,6 +52,7 @@ def check_settings(context: RunContext, *, search: bool = True) -> None:
         objectives = check_search(config, context.untimed_space, tokens)
         check_short_healing(config, tokens or config.calibration.length, objectives)
     _check_next_token(context, search)
+    check_packages(context.config.heal)
     check_cacheable(context.loaded, context.config.heal.top_k)
     check_adaptable(context.loaded, context.config.heal.adapt_teacher)
 

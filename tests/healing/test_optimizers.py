@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from evocompress.core.config import HealConfig
 from evocompress.core.errors import ConfigError
-from evocompress.healing import heal, optimizers
+from evocompress.healing import heal
 from evocompress.healing.masters import Masters
 from evocompress.healing.optimizers import BLOCK, MOMENT_BYTES, MOMENTS
 from evocompress.healing.state import HealFolder
@@ -117,12 +117,6 @@ def test_resumed_healing_ends_in_the_same_weights(healing: Any, tmp_path: Path) 
     assert resumed.best_kl == expected.best_kl < 0.95 * expected.initial_kl
     files = [folder / "checkpoint" / "model.safetensors" for folder in (whole, cut)]
     assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def test_without_the_package_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'evocompress\[adamw8bit\]'"):
-        Masters(matrix(), {}, CONFIG)
 
 
 @pytest.mark.usefixtures("eager")

@@ -107,13 +107,16 @@ def _teacher_bytes(run: PlannedRun, config: HealConfig) -> int:
 
 
 def _kept_on_disk(run: PlannedRun, config: HealConfig) -> int:
-    """Disk of the teacher's likeliest tokens, and of the blocks that are in no memory."""
+    """Disk of the teacher's likeliest tokens, and of the blocks that are in no memory.
+
+    Each process keeps blocks of its own; it is taken that all of them are on one node.
+    """
     if config.top_k is None:
         return 0
     models = 1 if config.adapt_teacher is None else 2
     blocks = run.weight_bytes - run.outer_bytes
     outputs = config.sequences * run.context.loaded.family.task.counted(run.length)
-    return models * blocks + outputs * row_bytes(config.top_k, run.vocabulary)
+    return run.processes * models * blocks + outputs * row_bytes(config.top_k, run.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ def _adapting(run: PlannedRun, config: HealConfig) -> _Adapting:
     weights = run.weight_bytes / run.dtype.itemsize
     work = run.products(tokens, dense=True) * (3 + config.checkpointing) + run.compared(tokens)
     masters, state = _bytes_per_weight(config)
-    disk = 3 * run.weight_bytes - run.outer_bytes + 2 * state * weights
+    blocks = run.processes * (run.weight_bytes - run.outer_bytes)
+    disk = 2 * run.weight_bytes + blocks + 2 * state * weights
     masters *= _kept_share(run, HealConfig())
     device = run.outer_bytes + _training_bytes(run, weights, weights, masters)
     return _Adapting(work, device, int(disk), run.weight_bytes)
