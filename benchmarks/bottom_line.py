@@ -25,11 +25,10 @@ or two on a tiny random model.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -43,21 +42,24 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from evocompress import api
 from evocompress.core.config import RunConfig
-from evocompress.core.progress import Reporter
-from evocompress.evaluation.tasks import find_tasks
+from evocompress.core.progress import Reporter, Silent
+from evocompress.evaluation.calibration.sources import token_streams
+from evocompress.evaluation.heldout import heldout_quality, measure_latency
+from evocompress.evaluation.tasks import ask, find_tasks
 from evocompress.export import PROGRAMS
+from evocompress.export.reload import read_checkpoint
+from evocompress.pipeline.context import RunContext
+from evocompress.pipeline.run_folder import RunFolder
 from evocompress.search.base import Searcher
 from evocompress.search.baselines.one_shot import OneShotRemoval
 from evocompress.search.generator_searcher import AskTell
 from evocompress.testing.engines import generate, why_missing
 
 BUDGETS = (0.7, 0.5)
-TOKENS = 220_000
-"""That each search may request."""
-
 BLOCKS = {"drop": {"units": ["block"], "protect": []}}
 SUBLAYERS = {"drop": {"units": ["attention", "mlp"], "protect": []}}
 NEW_TOKENS = 32
@@ -102,6 +104,10 @@ class Setup:
         cost: That cost.
         seeds: Of searches, and of the order in which healing reads its text.
         engines: Programs that generate as well.
+        texts: Files that judge.
+        sequences: How many of each.
+        tasks: Folder of tasks.
+        questions: Of each task.
     """
 
     folder: Path
@@ -111,6 +117,10 @@ class Setup:
     cost: str = "latency"
     seeds: Sequence[int] = (0, 1, 2)
     engines: Sequence[str] = ()
+    texts: Sequence[str] = ()
+    sequences: int = 40
+    tasks: Path | None = None
+    questions: int = 500
 
 
 def methods(
@@ -154,6 +164,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", type=Path, help="folder of tasks, NAME.jsonl")
     parser.add_argument("--questions", type=int, default=500, help="of each task")
     parser.add_argument("--tokens", type=int, default=500_000, help="to heal with")
+    parser.add_argument("--search-tokens", type=int, default=220_000, help="of each search")
+    parser.add_argument("--timings", type=int, default=7, help="of each part of the model")
+    parser.add_argument("--sequences", type=int, default=40, help="of each held-out text")
     parser.add_argument("--methods", nargs="+", help="only these")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -169,20 +182,13 @@ def _arguments() -> argparse.Namespace:
 
 def _full(arguments: argparse.Namespace) -> Setup:
     channels = [step / 16 for step in range(1, 16)]
-    every = methods({"channels": channels, "multiple_of": 64}, {}, TOKENS)
+    every = methods({"channels": channels, "multiple_of": 64}, {}, arguments.search_tokens)
     wanted = arguments.methods or list(every)
-    evaluate: dict[str, Any] = {"texts": arguments.heldout[1:]}
-    if arguments.tasks is not None:
-        names = sorted(path.stem for path in arguments.tasks.glob("*.jsonl"))
-        find_tasks(names, arguments.tasks)
-        folder, limit = str(arguments.tasks), arguments.questions
-        evaluate |= {"tasks": names, "tasks_folder": folder, "limit": limit}
     calibration = {
         "source": arguments.calibration,
-        "heldout_source": arguments.heldout[0],
         "library_sequences": 64,
         "search_sequences": 64,
-        "heldout_sequences": 40,
+        "heldout_sequences": 1,
         "length": 512,
         "micro_batch": 1,
     }
@@ -192,9 +198,9 @@ def _full(arguments: argparse.Namespace) -> Setup:
         "heal": {
             "source": {arguments.text: 1.0, arguments.calibration: 1.0},
             "tokens": arguments.tokens,
-            "evaluate_every": 50,
         },
-        "evaluate": evaluate,
+        "latency": {"repeats": arguments.timings},
+        "evaluate": {"latency_seconds": 20},
     }
     return Setup(
         arguments.results,
@@ -203,6 +209,10 @@ def _full(arguments: argparse.Namespace) -> Setup:
         arguments.budgets,
         seeds=arguments.seeds,
         engines=arguments.engines,
+        texts=arguments.heldout,
+        sequences=arguments.sequences,
+        tasks=arguments.tasks,
+        questions=arguments.questions,
     )
 
 
@@ -214,33 +224,82 @@ def _quick(folder: Path) -> Setup:
     every["evopress"] = replace(every["evopress"], search={"name": "evopress", **evolution})
     run = {
         "model": dict(setup.model),
-        "calibration": {
-            **setup.calibration,
-            "heldout_source": setup.heldout[0],
-            "heldout_sequences": 4,
-        },
+        "calibration": dict(setup.calibration),
         "heal": {"steps": 2, "evaluate_every": 1, "validation_sequences": 2},
         "evaluate": {"prefill": [1, 16], "decode": [8, 4], "repeats": 2, "latency_seconds": 0},
     }
-    return Setup(folder / "results", run, every, (0.8,), "body_params", (0, 1))
+    return Setup(
+        *(folder / "results", run, every, (0.8,), "body_params", (0, 1)),
+        texts=setup.heldout,
+        sequences=4,
+    )
 
 
 def _row(setup: Setup, name: str, budget: float, seed: int) -> dict[str, Any]:
-    """The healed candidate of a method beside the dense model."""
+    """The healed candidate of a method."""
     own = f"{name}-{100 * budget:03.0f}-{seed}"
 
     def compute() -> dict[str, Any]:
-        run = _healed(setup, own, name, budget, seed)
-        rows = json.loads(api.evaluate(run, reporter=Reporter()).read_text())["rows"]
-        found = {row["name"]: row for row in rows}
-        speeds = {
-            engine: speed for engine in setup.engines if (speed := _speed(run, engine)) is not None
-        }
-        shutil.rmtree(run / "library", ignore_errors=True)
-        row = {"method": name, "budget": budget, "seed": seed, "engines": speeds}
-        return row | {"dense": found["dense"], "healed": found["healed"]}
+        run = RunFolder(_healed(setup, own, name, budget, seed))
+        context = RunContext(run.config(), run, Silent())
+        model = read_checkpoint(run.healed_checkpoint, context.loaded.model)
+        row = {"method": name, "budget": budget, "seed": seed} | _judged(setup, context, model)
+        for engine in setup.engines:
+            if (speed := _speed(run.path, engine)) is not None:
+                row[f"{engine}_tokens_per_second"] = speed
+        shutil.rmtree(run.path / "library", ignore_errors=True)
+        return row
 
     return cell(setup.folder / "cells", own, compute)
+
+
+def _dense(setup: Setup) -> dict[str, Any]:
+    """The dense model's row."""
+    method = next(iter(setup.methods))
+    own = f"{method}-{100 * setup.budgets[0]:03.0f}-{setup.seeds[0]}"
+
+    def compute() -> dict[str, Any]:
+        run = RunFolder(setup.folder / own)
+        context = RunContext(run.config(), run, Silent())
+        return _judged(setup, context, context.loaded.model)
+
+    return cell(setup.folder / "cells", "dense", compute)
+
+
+def _judged(setup: Setup, context: RunContext, model: PreTrainedModel) -> dict[str, Any]:
+    """What a model is judged by: texts, tasks, and its speed beside the dense model's."""
+    loaded, config = context.loaded, context.config.evaluate
+    dense, length = loaded.model, context.config.calibration.length
+    assert loaded.tokenizer is not None
+    row: dict[str, Any] = {}
+    for source in setup.texts:
+        tokens = next(iter(token_streams(source, loaded.tokenizer)))
+        ids = tokens[: setup.sequences * length].view(-1, length)
+        found = heldout_quality(dense, {"it": model}, ids)["it"]
+        row |= {f"kl_{Path(source).stem}": found.kl, f"ppl_{Path(source).stem}": found.perplexity}
+    row["kl"] = statistics.fmean(value for key, value in row.items() if key.startswith("kl_"))
+    if setup.tasks is not None:
+        names = sorted(path.stem for path in setup.tasks.glob("*.jsonl"))
+        tasks = find_tasks(names, setup.tasks)
+        answers = ask(loaded, {"it": model}, tasks, limit=setup.questions)
+        right = {
+            one.task: float(one.values["it"].mean()) for one in answers if one.measure == "acc"
+        }
+        row |= {f"acc_{task}": value for task, value in right.items()}
+        row["acc"] = statistics.fmean(right.values())
+    models = {"dense": dense} | ({"it": model} if model is not dense else {})
+    timed = measure_latency(
+        models,
+        prefill=config.prefill,
+        decode=config.decode,
+        repeats=config.repeats,
+        width=config.ratio_width,
+        seconds=config.latency_seconds,
+    )["it" if model is not dense else "dense"]
+    row["latency"] = timed.prefill.ratio.mean if timed.prefill.ratio else 1.0
+    if timed.decode is not None:
+        row["tokens_per_second"] = 1 / timed.decode.median
+    return row
 
 
 def _healed(setup: Setup, own: str, name: str, budget: float, seed: int) -> Path:
@@ -282,40 +341,24 @@ def _speed(run: Path, engine: str) -> float | None:
     return len(prompts) * NEW_TOKENS / statistics.median(found.seconds)
 
 
-def _values(row: Mapping[str, Any], engines: Mapping[str, float] | None = None) -> Iterator[Any]:
-    """The figures of a model by name."""
-    yield "kl", row["kl"]
-    yield "ppl", row["perplexity"]
-    for text in row["texts"]:
-        stem = Path(text["source"]).stem
-        yield f"kl_{stem}", text["kl"]
-        yield f"ppl_{stem}", text["perplexity"]
-    accuracies = {score["task"]: score["value"] for score in row["tasks"]}
-    yield from ((f"acc_{task}", value) for task, value in accuracies.items())
-    if accuracies:
-        yield "acc", statistics.fmean(accuracies.values())
-    if row.get("decode_ms_per_token"):
-        yield "tokens_per_second", 1000 / row["decode_ms_per_token"]["median"]
-    if row.get("prefill_ratio"):
-        yield "latency", row["prefill_ratio"]["mean"]
-    yield from ((f"{name}_tokens_per_second", value) for name, value in (engines or {}).items())
-
-
 def _figures(setup: Setup, rows: Sequence[Mapping[str, Any]], budget: float) -> dict[str, Figure]:
     """Means and standard deviations over the seeds of one budget, and the best of the others."""
     share = f"{100 * budget:.0f}"
     table = Table("method", title=f"{share}% of {setup.cost}, healed alike", box=SIMPLE)
     found: dict[str, Figure] = {}
-    dense = dict(_values(rows[0]["dense"]))
-    shown = [key for key in dense if not key.startswith("acc_")]
+    dense = _dense(setup)
+    engines = [f"{engine}_tokens_per_second" for engine in setup.engines]
+    shown = [key for key in (*dense, *engines) if not key.startswith("acc_")]
     for key in shown:
         table.add_column(key)
-    table.add_row("dense", *(f"{dense[key]:.4g}" for key in shown))
+    table.add_row("dense", *(f"{dense[key]:.4g}" if key in dense else "" for key in shown))
     for name in setup.methods:
-        mine = [dict(_values(r["healed"], r["engines"])) for r in rows if r["method"] == name]
+        mine = [row for row in rows if row["method"] == name]
         cells = []
-        for key in mine[0]:
-            values = [one[key] for one in mine]
+        for key in (*dense, *engines):
+            values = [row[key] for row in mine if key in row]
+            if not values:
+                continue
             mean = found[f"{name}_{key}_{share}"] = statistics.fmean(values)
             if len(values) > 1:
                 found[f"{name}_{key}_{share}_sd"] = statistics.stdev(values)

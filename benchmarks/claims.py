@@ -160,7 +160,9 @@ class Dropped(Winner):
         def compute() -> Row:
             student, context = self.run.checkpoint, self.context
             settings = {**self.setup.healing, **changes, "tokens": self.setup.tokens[-1]}
-            config = HealConfig.model_validate(settings).at(context.calibration.length)
+            config = HealConfig.model_validate(settings)
+            length = context.calibration.length
+            config = config.sized(length).at(length)
             cut, calibration = context.config.calibration, context.calibration
             text = FreshText(config, cut, context.loaded, calibration)
             train, kept = text.take_both(config.sequences // times, config.validation_sequences)

@@ -162,7 +162,7 @@ class Study(Winner):
         paths, validated = {0: plain}, {}
         for tokens in self._lengths:
             given = HealConfig.model_validate({**self.setup.healing, "tokens": tokens})
-            config = given.at(calibration.length)
+            config = given.sized(calibration.length).at(calibration.length)
             text = FreshText(config, self.context.config.calibration, loaded, calibration)
             train, validation = text.take_both(config.sequences, config.validation_sequences)
             report = heal(plain, loaded, train, validation, config, folder / str(tokens))

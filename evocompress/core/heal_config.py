@@ -21,6 +21,12 @@ from evocompress.core.fields import (
     Whole,
 )
 
+STEP_TOKENS = 512
+"""Of a micro-step by default: with few tokens to learn from, many small steps bring most."""
+
+STEP_SEQUENCES = 4
+"""The most of a micro-step by default, which models have that give one output for a sequence."""
+
 
 class HealConfig(Strict):
     """Logit distillation from the dense model (Minitron, 2407.14679).
@@ -42,7 +48,8 @@ class HealConfig(Strict):
             in cycles that double in length until the next one would bring too little:
         least_gain: a smaller share of the validation KL than this,
         most_tokens: or more tokens than these in all.
-        batch: Sequences of a micro-step.
+        batch: Sequences of a micro-step; ``auto`` takes as many as have 512 tokens, but one at
+            least and four at most, and four of models that give one output for a sequence.
         accumulate: Micro-steps of an optimizer step.
         train: What is trained, one word or several with commas: ``all`` weights, the ``norms``,
             the ``biases``, the ``head``, the last n blocks (``last:n``), or adapters of low rank
@@ -68,31 +75,31 @@ class HealConfig(Strict):
         seed: Order of the sequences, and of the text that the model writes.
 
     Examples:
-        >>> HealConfig(tokens=100_000).at(512).steps
-        49
+        >>> HealConfig(tokens=100_000).sized(512).at(512).steps
+        196
     """
 
     teacher: Source | None = None
     adapt_teacher: Tokens | None = None
     top_k: Annotated[Positive, Field(le=2**24)] | None = None
     source: Source | Annotated[dict[Source, Weight], Field(min_length=1)] | None = None
-    steps: Positive = 200
+    steps: Positive = 800
     tokens: Tokens | Literal["auto"] | None = None
     least_gain: Annotated[Number, Field(gt=0, lt=1)] = 0.02
     most_tokens: Tokens = 10_000_000
-    batch: Size = 2
-    accumulate: Size = 2
+    batch: Size | Literal["auto"] = "auto"
+    accumulate: Size = 1
     train: Trained = ("all",)
     lora_rank: Size = 16
     next_token: Annotated[Number, Field(ge=0, le=1000)] = 0.0
     states: Annotated[Number, Field(ge=0, le=1000)] = 0.0
     checkpointing: bool = False
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 3e-4
+    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 1e-4
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.1
     weight_decay: Annotated[Number, Field(ge=0, le=100)] = 0.0
     clip: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
-    evaluate_every: Positive = 25
+    evaluate_every: Positive = 100
     validation_sequences: Many = 8
     average: Annotated[Whole, Field(ge=1, le=100)] = 1
     seed: Seed = 0
@@ -108,6 +115,25 @@ class HealConfig(Strict):
                 )
         return self
 
+    def sized(self, length: int, *, by_position: bool = True) -> HealConfig:
+        """The same with a number of sequences for each micro-step.
+
+        Args:
+            length: Tokens of a sequence.
+            by_position: The model has an output for each token.
+        """
+        if self.batch != "auto":
+            return self
+        fitting = max(1, min(STEP_TOKENS // length, STEP_SEQUENCES))
+        batch = fitting if by_position else STEP_SEQUENCES
+        return self.model_copy(update={"batch": batch})
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences of a micro-step, once they are `sized`."""
+        assert self.batch != "auto"
+        return self.batch
+
     def at(self, length: int) -> HealConfig:
         """The same with the steps that its tokens take in sequences of this number of tokens.
 
@@ -116,13 +142,13 @@ class HealConfig(Strict):
         if self.tokens is None:
             return self
         tokens = self.most_tokens if self.tokens == "auto" else self.tokens
-        steps = ceil(tokens / (self.batch * self.accumulate * length))
+        steps = ceil(tokens / (self.micro_batch * self.accumulate * length))
         return self.model_copy(update={"steps": steps, "tokens": None})
 
     @property
     def sequences(self) -> int:
         """How many sequences its steps take."""
-        return self.steps * self.accumulate * self.batch
+        return self.steps * self.accumulate * self.micro_batch
 
     def sources(self, usual: str) -> dict[str, float]:
         """Where the text comes from, with weights; `usual` where nothing is said."""

@@ -82,8 +82,10 @@ def adapt_teacher(
         EvoCompressError: As `distil`, or the model does not tell the next token.
     """
     check_adaptable(teacher, config.adapt_teacher)
-    own = _recipe(config).at(teacher.length(train))
-    texts = (torch.split(part, config.batch) for part in (train, validation))
+    length = teacher.length(train)
+    config = config.sized(length)
+    own = _recipe(config).at(length)
+    texts = (torch.split(part, config.micro_batch) for part in (train, validation))
     lessons = Lessons(*map(next_tokens, texts))
     make_folder(out.parent)
     with ExitStack() as stack:

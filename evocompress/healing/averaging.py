@@ -60,6 +60,8 @@ def heal(
     """
     given: Any = {"dense": dense, "resume": resume, "force": force}
     told = progress or tell_nobody
+    by_position = teacher.family.task.by_position
+    config = config.sized(teacher.length(train), by_position=by_position)
     one = partial(_heal, student, teacher, train, validation, config, out, told, **given)
     if not resume:
         HealFolder(out).check_new()
@@ -105,7 +107,7 @@ def _heal(
         Distillation,
         teacher=teacher,
         tokens=validation,
-        batch=config.batch,
+        batch=config.micro_batch,
         family=(dense or teacher).family,
         targets=lessons.validation if lessons else None,
     )

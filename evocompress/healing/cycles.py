@@ -68,6 +68,7 @@ def heal_in_cycles(
         HealFolder(out).check_new()
     began, told = time.monotonic(), progress or tell_nobody
     length = teacher.length(validation)
+    config = config.sized(length, by_position=teacher.family.task.by_position)
     reports: list[HealReport] = []
     ended = False
     while not ended and not _is_over(reports, config):
@@ -80,7 +81,7 @@ def heal_in_cycles(
         train = take(of_cycle.sequences)
         ended = len(train) < of_cycle.sequences
         if ended:  # with what is left, and no repetition
-            steps = len(train) // (config.accumulate * config.batch) or int(not cycle)
+            steps = len(train) // (config.accumulate * config.micro_batch) or int(not cycle)
             if not steps:
                 break
             of_cycle = of_cycle.model_copy(update={"steps": steps})

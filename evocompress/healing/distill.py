@@ -125,6 +125,8 @@ def distil(
         ExportError: The disk is full.
     """
     began = time.monotonic()
+    length, by_position = teacher.length(train), teacher.family.task.by_position
+    config = config.sized(length, by_position=by_position)
     models = (dense or teacher, teacher)
     healing = _Healing(student, models, train, validation, config, HealFolder(out), lessons)
     healing.begin_or_resume(resume, force)
@@ -174,12 +176,12 @@ class _Healing:
         self.student = load_student(source, dense)
         self.dtype = dense.widened
         self.recipe = recipe(self.student, teacher, train, validation, config)
-        asked = config.steps * config.accumulate * config.batch
+        asked = config.steps * config.accumulate * config.micro_batch
         self.train = Distillation(
             self.student,
             teacher,
             train,
-            config.batch,
+            config.micro_batch,
             again=asked > len(train),
             next_token=config.next_token,
             layers=self._layers(dense, teacher) if config.states else None,
@@ -190,7 +192,7 @@ class _Healing:
             self.student,
             teacher,
             validation,
-            config.batch,
+            config.micro_batch,
             family=dense.family,
             targets=lessons.validation if lessons else None,
         )

@@ -93,9 +93,9 @@ def keep_lessons(
     assert config.top_k is not None
     targets = None
     if train is not None:
-        batches = torch.split(train, config.batch)
+        batches = torch.split(train, config.micro_batch)
         targets = TopK(teacher, batches, config.top_k, folder).targets(progress)
-    return Lessons(targets, remembered(teacher, torch.split(validation, config.batch)))
+    return Lessons(targets, remembered(teacher, torch.split(validation, config.micro_batch)))
 
 
 class TopK:

@@ -50,7 +50,8 @@ def check_settings(context: RunContext, *, search: bool = True) -> None:
         check_proxy(context.config.proxy.kind, context.loaded)
         config, tokens = unbounded(context.config), context.loaded.tokens
         objectives = check_search(config, context.untimed_space, tokens)
-        check_short_healing(config, tokens or config.calibration.length, objectives)
+        length = tokens or config.calibration.length
+        check_short_healing(config.search.heal_last, context.healing, length, objectives)
     _check_next_token(context, search)
     check_packages(context.config.heal)
     check_cacheable(context.loaded, context.config.heal.top_k)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from evocompress.core.config import HealConfig, RunConfig
+from evocompress.core.config import HealConfig, HealLastConfig, RunConfig
 from evocompress.core.errors import ConfigError, HealingDiverged
 from evocompress.core.progress import Reporter
 from evocompress.evaluation.calibration.calibration import Calibration
@@ -55,18 +55,20 @@ HealEach = Callable[[LoadedModel, Sequence[Path], ShortRecipe, bool], Iterator[S
 """Heals checkpoints of the loaded dense model, in order; forced under other circumstances."""
 
 
-def check_short_healing(config: RunConfig, length: int, objectives: Sequence[str]) -> None:
+def check_short_healing(
+    last: HealLastConfig | None, heal: HealConfig, length: int, objectives: Sequence[str]
+) -> None:
     """Refuses a short healing that is none, or that has no winner to choose.
 
     Args:
-        config: Of the run.
+        last: The short healing, if there is one.
+        heal: The long one, sized.
         length: Tokens of a sequence.
         objectives: The costs that span the front which the searcher is to find.
 
     Raises:
         ConfigError: The tokens are fewer than one step takes, or a front is searched.
     """
-    last, heal = config.search.heal_last, config.heal
     if last is None:
         return
     if objectives:
@@ -74,11 +76,11 @@ def check_short_healing(config: RunConfig, length: int, objectives: Sequence[str
             "search.heal_last chooses one winner, and this search is for a front of "
             f"{', '.join(objectives)}: leave it out, and heal the candidates that you take"
         )
-    step = heal.batch * heal.accumulate * length
+    step = heal.micro_batch * heal.accumulate * length
     if last.tokens < step:
         raise ConfigError(
             f"search.heal_last.tokens: {last.tokens:,} are less than one step of the healing "
-            f"takes, which is {step:,} (heal.batch {heal.batch} x heal.accumulate "
+            f"takes, which is {step:,} (heal.batch {heal.micro_batch} x heal.accumulate "
             f"{heal.accumulate} x {length} tokens): raise it, or lower heal.batch"
         )
 
@@ -96,7 +98,8 @@ def short_recipe(
     last, cut = config.search.heal_last, config.calibration
     if last is None:
         return None
-    short = last.short(config.heal).at(calibration.length)
+    length, by_position = calibration.length, loaded.family.task.by_position
+    short = last.short(config.heal).sized(length, by_position=by_position).at(length)
     text = FreshText(short, cut, loaded, calibration)
     with reporter.stage("text for the last candidates"):
         train, validation = text.take_both(short.sequences, short.validation_sequences)

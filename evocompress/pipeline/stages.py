@@ -87,7 +87,7 @@ def heal(context: RunContext, *, resume: bool, force: bool, member: int | None =
     unchanged.check_model()
     own_checkpoint(context, unchanged)
     dense, calibration = context.loaded, unchanged.check_text()
-    cut, config = context.config.calibration, context.config.heal
+    cut, config = context.config.calibration, context.healing
     teacher = teacher_for(context.config, dense)
     text = FreshText(config, cut, dense, calibration)
     go_on: Any = {"resume": resume, "force": force}

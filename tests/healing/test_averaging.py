@@ -17,7 +17,7 @@ from evocompress.healing.distillation import Distillation
 from evocompress.healing.student import load_student
 from evocompress.models.loading import LoadedModel
 
-CONFIG = HealConfig(steps=4, evaluate_every=4, learning_rate=3e-3, average=3)
+CONFIG = HealConfig(steps=4, batch=2, accumulate=2, evaluate_every=4, learning_rate=3e-3, average=3)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from evocompress.core.config import HealConfig, ModelConfig, RunConfig
+from evocompress.core.config import HealConfig, HealLastConfig, ModelConfig
 from evocompress.core.files import read_json
 from evocompress.healing.cycles import tokens_that_pay
 from evocompress.healing.law import HealingLaw
@@ -69,11 +69,11 @@ def unpacked(config: ModelConfig, weight_bytes: int) -> Iterator[str]:
         )
 
 
-def short_healings(config: RunConfig, length: int) -> Iterator[str]:
+def short_healings(last: HealLastConfig | None, heal: HealConfig, length: int) -> Iterator[str]:
     """How many tokens the last candidates are healed with, in sequences of this length."""
-    if (last := config.search.heal_last) is None:
+    if last is None:
         return
-    short = last.short(config.heal).at(length)
+    short = last.short(heal).at(length)
     each = short.sequences * length
     yield (
         f"search.heal_last: {last.candidates} candidates are healed with {each:,} tokens each, "

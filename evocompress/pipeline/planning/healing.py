@@ -40,8 +40,9 @@ def heal_last_stage(run: PlannedRun) -> StagePlan | None:
 
 def _healing(run: PlannedRun, given: HealConfig) -> StagePlan:
     """One healing."""
-    config, length = given.at(run.length), run.length
-    tokens = config.steps * config.accumulate * config.batch * length / run.processes
+    length, task = run.length, run.context.loaded.family.task
+    config = given.sized(length, by_position=task.by_position).at(length)
+    tokens = config.steps * config.accumulate * config.micro_batch * length / run.processes
     params, trained = run.costs[1]["params"], _trained(run, config)
     masters, state = _bytes_per_weight(config)
     measured = 1 + config.steps // config.evaluate_every
@@ -55,7 +56,9 @@ def _healing(run: PlannedRun, given: HealConfig) -> StagePlan:
     work += Work(moved=config.steps * trained * per_step)
     checkpoint = params * run.dtype.itemsize
     work += Work(written=measured * (checkpoint + trained * state))
-    beside = config.batch * (run.between_bytes if config.checkpointing else run.kept_bytes * 2)
+    beside = config.micro_batch * (
+        run.between_bytes if config.checkpointing else run.kept_bytes * 2
+    )
     beside += run.head_bytes
     own = _training_bytes(run, params, trained, masters * share)
     device = _teacher_bytes(run, config) + own + beside

@@ -113,8 +113,8 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device, processes:
         *left_of_blocks(run.context.untimed_space, timed=False),
         *chosen_form(config.space.fits, run.context.form),
         *unpacked(config.model, run.weight_bytes),
-        *short_healings(config, run.length),
-        *foretold_healing(run.context.folder, config.heal, run.length),
+        *short_healings(config.search.heal_last, run.context.healing, run.length),
+        *foretold_healing(run.context.folder, run.context.healing, run.length),
     )
     dtype = str(run.dtype).removeprefix("torch.")
     return Plan(device, dtype, stages, run.weight_bytes, advice, notes)
@@ -189,7 +189,7 @@ def _choices(context: RunContext, stage: str) -> Iterator[tuple[str, str, Sequen
     """Settings with smaller values, the next one first, which may help a stage."""
     config = context.config
     if stage in HEALING:
-        yield "heal", "batch", _halves(config.heal.batch, 1)
+        yield "heal", "batch", _halves(context.healing.micro_batch, 1)
         yield "heal", "checkpointing", [True] if not config.heal.checkpointing else []
         yield "heal", "optimizer", ["adamw8bit"] if config.heal.optimizer == "adamw" else []
         yield "heal", "train", [("lora",)] if config.heal.train == ("all",) else []

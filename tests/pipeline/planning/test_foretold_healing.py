@@ -30,7 +30,8 @@ def test_what_more_healing_brings_is_foretold_by_the_law_of_the_one_there_is(tmp
 
 def test_short_healings_are_planned_as_so_many_healings_of_these_tokens():
     last = {"candidates": 3, "tokens": 1000}
-    loaded, changes = tiny_loaded(), {"heal": {"average": 2, "validation_sequences": 4}}
+    settings = {"average": 2, "validation_sequences": 4, "batch": 2, "accumulate": 2}
+    loaded, changes = tiny_loaded(), {"heal": settings}
     search = {"name": "auto", "tokens": 4000}
 
     def plan(heal_last, **heal):

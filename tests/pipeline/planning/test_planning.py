@@ -264,8 +264,8 @@ def test_several_processes_share_out_the_optimizer_and_are_advised():
 
 def test_one_process_keeps_the_whole_of_a_matrix_that_is_trained_alone():
     def device_bytes(processes, **heal):
-        planned = make_plan(config(heal=heal), tiny_loaded(), DEVICES["h200"], processes)
-        return planned.stages[-1].device_bytes
+        shared = config(heal={"accumulate": 2, **heal})
+        return make_plan(shared, tiny_loaded(), DEVICES["h200"], processes).stages[-1].device_bytes
 
     assert device_bytes(2, train="head") == device_bytes(1, train="head")
     assert device_bytes(2, train="norms") < device_bytes(1, train="norms")
@@ -273,7 +273,8 @@ def test_one_process_keeps_the_whole_of_a_matrix_that_is_trained_alone():
 
 
 def healing(**heal):
-    return heal_stage(PlannedRun(context_of(config(heal=heal), tiny_loaded()), shared=True))
+    settings = {"batch": 2, "accumulate": 2, **heal}
+    return heal_stage(PlannedRun(context_of(config(heal=settings), tiny_loaded()), shared=True))
 
 
 def test_a_teacher_on_disk_is_in_no_memory():
