@@ -82,7 +82,7 @@ def choices(text: str, calibration: str) -> dict[str, dict[str, Any]]:
         "wikitext+self": {"source": {calibration: 1.0, "self": 1.0}},
         "4 a step": mixed | {"batch": 2, "accumulate": 2},
         "rate 3e-5": mixed | {"learning_rate": 3e-5},
-        "rate 2e-4": mixed | {"learning_rate": 2e-4},
+        "rate 1e-4": mixed | {"learning_rate": 1e-4},
         "rate 3e-4": mixed | {"learning_rate": 3e-4},
         "rate 1e-3": mixed | {"learning_rate": 1e-3},
         "norms": mixed | {"train": "norms", "learning_rate": 1e-3},

@@ -95,7 +95,7 @@ class HealConfig(Strict):
     states: Annotated[Number, Field(ge=0, le=1000)] = 0.0
     checkpointing: bool = False
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 1e-4
+    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 2e-4
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.1
     weight_decay: Annotated[Number, Field(ge=0, le=100)] = 0.0
     clip: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
