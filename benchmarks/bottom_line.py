@@ -298,7 +298,7 @@ def _judged(setup: Setup, context: RunContext, model: PreTrainedModel) -> dict[s
     )["it" if model is not dense else "dense"]
     row["latency"] = timed.prefill.ratio.mean if timed.prefill.ratio else 1.0
     if timed.decode is not None:
-        row["tokens_per_second"] = 1 / timed.decode.median
+        row["tokens_per_second"] = config.decode[1] / timed.decode.median
     return row
 
 
