@@ -8,7 +8,7 @@ been given goes on to later columns as well, as in SparseGPT (2301.00774).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -147,7 +147,7 @@ class _Sweep:
 def nearest(task: Task, stored: torch.dtype) -> Rounded:
     """Rounds each weight of a matrix to the nearest value of its block's grid."""
     grids, codes = [], []
-    for block in task.weight.T.split(task.kind.block):
+    for block in torch.split(task.weight.T, task.kind.block):
         grid = choose_grid(block, task.kind, stored)
         own = grid.codes(block)
         grids.append(grid)
@@ -161,6 +161,3 @@ def nearest(task: Task, stored: torch.dtype) -> Rounded:
         scales=torch.stack([grid.scale for grid in grids], 1),
         minima=torch.stack([grid.minimum for grid in grids], 1),
     )
-
-
-RoundAll = Callable[[Sequence[Task], torch.dtype], list[Rounded]]
