@@ -27,7 +27,7 @@ PLAIN = frozenset(("f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4
 
 LIBRARY = "libggml-base.so"
 
-Bytes = NDArray[np.uint8]
+PackedRows = NDArray[np.uint8]
 
 
 def makes_all_types() -> bool:
@@ -73,13 +73,16 @@ def dequantized(stored: Tensor, kind: StorageType) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
 
 
-def packed(rounded: Rounded, kind: StorageType) -> Tensor:
+def pack_blocks(rounded: Rounded, kind: StorageType) -> Tensor:
     """The bytes (out, bytes of a row) of a matrix that was rounded to a uniform type."""
     rows, columns = rounded.codes.shape
     codes = rounded.codes.cpu().numpy().reshape(rows, columns // kind.block, kind.block)
     scales = _halves(rounded.scales)
     if kind.name == "q8_0":
-        parts: Sequence[Bytes] = (scales, (codes.astype(np.int16) - 128).astype(np.int8).view("u1"))
+        parts: Sequence[PackedRows] = (
+            scales,
+            (codes.astype(np.int16) - 128).astype(np.int8).view("u1"),
+        )
     else:
         minima = (_halves(rounded.minima),) if kind.ranges == "affine" else ()
         high = (np.packbits(codes >> 4, axis=-1, bitorder="little"),) if kind.bits == 5 else ()
@@ -87,16 +90,16 @@ def packed(rounded: Rounded, kind: StorageType) -> Tensor:
     return torch.from_numpy(np.concatenate(parts, axis=-1).reshape(rows, -1))
 
 
-def _nibbles(codes: Bytes) -> Bytes:
+def _nibbles(codes: PackedRows) -> PackedRows:
     """The lower four bits: a byte has one of a block's first half and one of its second."""
     first, second = np.split(codes & 15, 2, axis=-1)
-    found: Bytes = first | (second << 4)
+    found: PackedRows = first | (second << 4)
     return found
 
 
-def _halves(values: Tensor) -> Bytes:
+def _halves(values: Tensor) -> PackedRows:
     """Float16 numbers (rows, blocks) as bytes (rows, blocks, 2)."""
-    numbers: Bytes = values.cpu().numpy().astype(np.float16)[..., None].view(np.uint8)
+    numbers: PackedRows = values.cpu().numpy().astype(np.float16)[..., None].view(np.uint8)
     return numbers
 
 
@@ -126,7 +129,7 @@ def _ggml() -> Any:
 
 def _by_ggml(
     ggml: Any, values: NDArray[np.float32], kind: StorageType, importance: Tensor | None
-) -> Bytes:
+) -> PackedRows:
     rows, columns = values.shape
     made = np.empty((rows, kind.bytes(1, columns)), dtype=np.uint8)
     weights = None

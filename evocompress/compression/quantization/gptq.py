@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evocompress.compression.criteria.factor import Factor
-from evocompress.compression.quantization.grids import Grid, choose_grid
+from evocompress.compression.quantization.grids import BlockGrid, choose_grid
 from evocompress.compression.quantization.rounding import COMPILED, PLAIN, Round
 from evocompress.compression.quantization.storage import StorageType
 
@@ -25,7 +25,7 @@ WINDOW = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class RoundingTask:
     """A matrix and how to store it.
 
     Attributes:
@@ -62,7 +62,10 @@ class Rounded:
 
 
 def gptq(
-    tasks: Sequence[Task], factor: Factor, stored: torch.dtype, rounding: Round | None = None
+    tasks: Sequence[RoundingTask],
+    factor: Factor,
+    stored: torch.dtype,
+    rounding: Round | None = None,
 ) -> list[Rounded]:
     """Rounds matrices of one shape that read the same input.
 
@@ -89,7 +92,7 @@ class _Sweep:
     """Tasks whose types have blocks of one size."""
 
     def __init__(
-        self, tasks: Sequence[Task], factor: Factor, stored: torch.dtype, rounding: Round
+        self, tasks: Sequence[RoundingTask], factor: Factor, stored: torch.dtype, rounding: Round
     ) -> None:
         self._tasks = tasks
         self._stored = stored
@@ -100,7 +103,7 @@ class _Sweep:
         self._work = torch.stack([columns[id(task.weight)] for task in tasks])
         self._codes = torch.empty(self._work.shape, dtype=torch.uint8, device=self._work.device)
         self._masks = [None if task.mask is None else task.mask.T for task in tasks]
-        self._grids: list[list[Grid]] = [[] for _ in tasks]
+        self._grids: list[list[BlockGrid]] = [[] for _ in tasks]
 
     def run(self) -> list[Rounded]:
         """The matrices, blocks of inputs from first to last."""
@@ -144,7 +147,7 @@ class _Sweep:
         )
 
 
-def nearest(task: Task, stored: torch.dtype) -> Rounded:
+def round_to_nearest(task: RoundingTask, stored: torch.dtype) -> Rounded:
     """Rounds each weight of a matrix to the nearest value of its block's grid."""
     grids, codes = [], []
     for block in torch.split(task.weight.T, task.kind.block):

@@ -15,7 +15,7 @@ from evocompress.compression.quantization.storage import GROUPS, StorageType
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class BlockGrid:
     """The grids of blocks, one of each row.
 
     Attributes:
@@ -41,7 +41,7 @@ class Grid:
         return codes * self.scale + self.minimum
 
 
-def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> Grid:
+def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> BlockGrid:
     """The grid that just holds the weights of a block.
 
     As ggml's own code does for its types, and as compressed-tensors does for groups.
@@ -55,12 +55,12 @@ def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> Grid:
     steps = 2**kind.bits - 1
     if kind.ranges == "affine":
         scale, minimum = _as_stored((most - least) / steps, stored), _as_stored(least, stored)
-        return Grid(_divisor(scale), minimum, torch.zeros_like(scale), 0, steps)
+        return BlockGrid(_divisor(scale), minimum, torch.zeros_like(scale), 0, steps)
     if kind.ranges == "zero point":
         least, most = least.clamp_max(0), most.clamp_min(0)
         scale = _divisor(_as_stored((most - least) / steps, stored))
         zero = (-least / scale).round().clamp(0, steps)
-        return Grid(scale, -scale * zero, zero, 0, steps)
+        return BlockGrid(scale, -scale * zero, zero, 0, steps)
     middle, low = 2 ** (kind.bits - 1), 0
     size = torch.maximum(most, -least)
     if kind.lane == GROUPS:
@@ -70,7 +70,7 @@ def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> Grid:
     else:  # the weight of largest size, whatever its sign, has the code whose value is largest
         scale = torch.where(most >= -least, most, least) / -middle
     scale = _divisor(_as_stored(scale, stored))
-    return Grid(scale, -scale * middle, torch.full_like(scale, middle), low, steps)
+    return BlockGrid(scale, -scale * middle, torch.full_like(scale, middle), low, steps)
 
 
 def _as_stored(values: Tensor, stored: torch.dtype) -> Tensor:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from evocompress.compression.criteria.compiled import compiled, in_threads
 from evocompress.compression.criteria.masks import Array
-from evocompress.compression.quantization.grids import Grid
+from evocompress.compression.quantization.grids import BlockGrid
 
-Round = Callable[[Tensor, Tensor, Grid, Tensor | None, Tensor, Tensor], None]
+Round = Callable[[Tensor, Tensor, BlockGrid, Tensor | None, Tensor, Tensor], None]
 """``round(block, upper, grid, mask, codes, errors)``: rounds a block (width, outputs) in place,
 from the first input to the last. Rounding a weight w of input j to v makes the error
 e = (w − v)/Uⱼⱼ and subtracts e·Uⱼₖ from every later input k. Where there is a mask the value is 0.
@@ -27,7 +27,12 @@ TILE = 128
 
 
 def _plain(
-    block: Tensor, upper: Tensor, grid: Grid, mask: Tensor | None, codes: Tensor, errors: Tensor
+    block: Tensor,
+    upper: Tensor,
+    grid: BlockGrid,
+    mask: Tensor | None,
+    codes: Tensor,
+    errors: Tensor,
 ) -> None:
     for place in range(len(block)):
         row = block[place]
@@ -79,7 +84,12 @@ def _round_tile(
 
 
 def _compiled(
-    block: Tensor, upper: Tensor, grid: Grid, mask: Tensor | None, codes: Tensor, errors: Tensor
+    block: Tensor,
+    upper: Tensor,
+    grid: BlockGrid,
+    mask: Tensor | None,
+    codes: Tensor,
+    errors: Tensor,
 ) -> None:
     nothing = torch.empty(0, 0, dtype=torch.bool)
     tensors = (

@@ -1,11 +1,11 @@
-"""Bytes of llama.cpp's types against gguf-py, which reads them."""
+"""PackedRows of llama.cpp's types against gguf-py, which reads them."""
 
 import gguf
 import pytest
 import torch
 
 from evocompress.compression.quantization import ggml
-from evocompress.compression.quantization.gptq import Task, nearest
+from evocompress.compression.quantization.gptq import RoundingTask, round_to_nearest
 from evocompress.compression.quantization.storage import GGUF, STORAGE
 from evocompress.core.errors import ConfigError, LibraryError
 
@@ -26,8 +26,8 @@ def test_blocks_are_as_large_as_gguf_says(kind):
 @pytest.mark.parametrize("name", UNIFORM)
 def test_packed_codes_are_read_back_exactly(name):
     kind, weight = STORAGE[name], weights()
-    rounded = nearest(Task(weight, kind), torch.float16)
-    stored = ggml.packed(rounded, kind)
+    rounded = round_to_nearest(RoundingTask(weight, kind), torch.float16)
+    stored = ggml.pack_blocks(rounded, kind)
     assert stored.shape == (7, kind.bytes(1, 512))
     assert torch.equal(ggml.dequantized(stored, kind), rounded.weight)
     # As near as gguf-py's own.

@@ -5,7 +5,7 @@ import torch
 
 from evocompress.compression.criteria import Statistics
 from evocompress.compression.criteria.base import relative_errors
-from evocompress.compression.quantization.gptq import Task, gptq, nearest
+from evocompress.compression.quantization.gptq import RoundingTask, gptq, round_to_nearest
 from evocompress.compression.quantization.rounding import COMPILED, PLAIN
 from evocompress.compression.quantization.storage import STORAGE
 
@@ -68,7 +68,7 @@ def reference(weight, statistics, name, mask=None):
 def test_all_types_in_one_sweep_are_as_the_reference(rounding):
     weight, statistics = example(rows=5)
     other = weight.flip(0) * 0.3
-    tasks = [Task(each, STORAGE[name]) for name in NAMES for each in (weight, other)]
+    tasks = [RoundingTask(each, STORAGE[name]) for name in NAMES for each in (weight, other)]
     for task, found in zip(
         tasks, gptq(tasks, statistics.factor, torch.float16, rounding), strict=True
     ):
@@ -85,16 +85,16 @@ def test_all_types_in_one_sweep_are_as_the_reference(rounding):
 def test_it_is_better_than_the_nearest_values():
     weight, statistics = example()
     for name in NAMES:
-        task = Task(weight, STORAGE[name])
+        task = RoundingTask(weight, STORAGE[name])
         (found,) = gptq([task], statistics.factor, torch.float16)
-        plain = nearest(task, torch.float16)
+        plain = round_to_nearest(task, torch.float16)
         with_it, without = relative_errors(weight, [found.weight, plain.weight], statistics.gram)
         assert with_it < 0.8 * without, name
 
 
 def test_compiled_and_plain_rounding_agree():
     weight, statistics = example(seed=4)
-    tasks = [Task(weight, STORAGE[name]) for name in NAMES]
+    tasks = [RoundingTask(weight, STORAGE[name]) for name in NAMES]
     both = [gptq(tasks, statistics.factor, torch.float16, one) for one in ROUNDINGS.values()]
     for one, other in zip(*both, strict=True):
         assert (one.codes == other.codes).float().mean() > 0.995
@@ -105,10 +105,10 @@ def test_zeros_stay_exactly_zero_and_their_error_goes_on(name):
     weight, statistics = example(rows=4, seed=2)
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     sparse = weight.masked_fill(mask, 0)
-    task = Task(sparse, STORAGE[name], mask)
+    task = RoundingTask(sparse, STORAGE[name], mask)
     (found,) = gptq([task], statistics.factor, torch.float16)
     assert not found.weight[mask].any()
-    assert not nearest(task, torch.float16).weight[mask].any()
+    assert not round_to_nearest(task, torch.float16).weight[mask].any()
     expected = reference(sparse, statistics, name, mask)
     error, known = relative_errors(sparse, [found.weight, expected.float()], statistics.gram)
     assert error == pytest.approx(known, rel=0.02)
@@ -117,7 +117,7 @@ def test_zeros_stay_exactly_zero_and_their_error_goes_on(name):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_number_of_threads_changes_nothing_but_rounding(threads):
     weight, statistics = example(rows=300)
-    tasks = [Task(weight, STORAGE[name]) for name in NAMES]
+    tasks = [RoundingTask(weight, STORAGE[name]) for name in NAMES]
     expected = gptq(tasks, statistics.factor, torch.float16, PLAIN)
     before = torch.get_num_threads()
     try:
@@ -134,5 +134,5 @@ def test_constant_and_empty_blocks_are_kept():
     weight[1] = 0.25
     statistics = Statistics(gram=torch.eye(64), sequences=1, tokens=1)
     for name in ("q4_0", "q4_1", "w4g32", "w4g32z", "q8_0"):
-        (found,) = gptq([Task(weight, STORAGE[name])], statistics.factor, torch.float16)
+        (found,) = gptq([RoundingTask(weight, STORAGE[name])], statistics.factor, torch.float16)
         torch.testing.assert_close(found.weight, weight, rtol=0.07, atol=0)
