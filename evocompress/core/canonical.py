@@ -21,7 +21,7 @@ _FIELDS: dict[UnitKind, frozenset[str]] = {
     "attention": frozenset({"drop", "kv_groups", "group_heads", "bias"}),
     "mlp": frozenset({"drop", "channels", "bias"}),
     "expert": frozenset({"drop"}),
-    "matrix": frozenset({"zeros", "pattern"}),
+    "matrix": frozenset({"zeros", "pattern", "bits"}),
 }
 
 

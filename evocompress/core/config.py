@@ -26,10 +26,17 @@ from evocompress.core.fields import (
     each_once,
 )
 from evocompress.core.heal_config import HealConfig, HealLastConfig
-from evocompress.core.space_config import DropSpace, SpaceConfig, SparsitySpace, WidthSpace
+from evocompress.core.space_config import (
+    BitsSpace,
+    DropSpace,
+    SpaceConfig,
+    SparsitySpace,
+    WidthSpace,
+)
 
 __all__ = [
     "CalibrationConfig",
+    "BitsSpace",
     "DropSpace",
     "EvaluateConfig",
     "HealConfig",
@@ -124,8 +131,11 @@ class LibraryConfig(Strict):
         hessians: Statistics from the ``dense`` model (as EvoPress) or ``propagated`` through
             the blocks compressed so far (as SparseGPT).
         damping: Fraction of the mean diagonal added to a Hessian.
-        cache_mib: Memory for matrices that are both narrowed and given zeros, which are made
-            when they are first needed.
+        rounding: How weights are rounded to a coarser type with equal steps: ``gptq``, where later
+            inputs make good for each error (2210.17323), or to the ``nearest`` value, with
+            llama.cpp's types by its own code. Types without equal steps are always made by that.
+        cache_mib: Memory for matrices of narrowed sub-layers that have zeros or a coarser type,
+            which are made when they are first needed.
 
     Examples:
         >>> LibraryConfig(criterion="wanda").width_criterion
@@ -138,6 +148,7 @@ class LibraryConfig(Strict):
     reconstruct: bool = False
     hessians: Literal["dense", "propagated"] = "dense"
     damping: Annotated[Number, Field(gt=0, le=1000)] = 0.01
+    rounding: Literal["gptq", "nearest"] = "gptq"
     cache_mib: Positive = 2048
 
 

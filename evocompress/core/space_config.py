@@ -7,7 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Globs, Number, Positive, Strict, Whole
+from evocompress.core.storage import storage_type
+
+UNCHANGED = "dense"
+"""The type of weights that are stored as in the model."""
 
 
 class SparsitySpace(Strict):
@@ -126,6 +131,43 @@ class WidthSpace(Strict):
         return self
 
 
+class BitsSpace(Strict):
+    """How precisely matrices may be stored, after they are narrowed and given zeros.
+
+    Attributes:
+        types: Names from `evocompress.core.storage.STORAGE`, all of llama.cpp's or all of
+            groups, in any order; ``dense`` leaves a matrix in the model's own type.
+        match: Globs over names of matrix units.
+
+    Examples:
+        >>> BitsSpace(types=["w2g64", "w4g64"]).types
+        ('w4g64', 'w2g64')
+    """
+
+    types: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
+    match: Annotated[Globs, Field(min_length=1)] = ("*",)
+
+    @field_validator("types")
+    @classmethod
+    def _of_one_lane(cls, types: tuple[str, ...]) -> tuple[str, ...]:
+        """Those that there are, from most to fewest bits."""
+        try:
+            known = [storage_type(name) for name in types if name != UNCHANGED]
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if not known:
+            raise ValueError(f"'{UNCHANGED}' alone changes nothing: give a type")
+        lanes = {kind.lane: kind.name for kind in known}
+        if len(lanes) > 1:
+            mixed = " and ".join(lanes.values())
+            raise ValueError(
+                f"{mixed} are not stored in one file: give llama.cpp's types or groups (w4g64)"
+            )
+        known.sort(key=lambda kind: (kind.bits_per_weight, kind.name), reverse=True)
+        named = tuple(dict.fromkeys(kind.name for kind in known))
+        return (UNCHANGED, *named) if UNCHANGED in types else named
+
+
 class SpaceConfig(Strict):
     """What may be compressed and within which budget.
 
@@ -133,6 +175,7 @@ class SpaceConfig(Strict):
         sparsity: Zeros in matrices.
         width: Narrower attention and FFN.
         drop: Removed sub-layers or blocks.
+        bits: Coarser types of stored weights.
         budget: Upper bounds {cost name: bound}; a bound of at most 1 is always a fraction of
             the dense model, a larger one is absolute: a latency of under a second is given as
             a fraction. See `evocompress.space.costs.COSTS`.
@@ -147,5 +190,6 @@ class SpaceConfig(Strict):
     sparsity: SparsitySpace | None = None
     width: WidthSpace | None = None
     drop: DropSpace | None = None
+    bits: BitsSpace | None = None
     budget: dict[str, Annotated[Number, Field(gt=0, le=1e18)]] = {}
     fits: str | None = None

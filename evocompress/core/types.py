@@ -28,11 +28,6 @@ those that it is sent to: no level changes their number.
 """
 
 
-def narrowable(axes: tuple[Axis, ...]) -> bool:
-    """Whether a level can cut any of what rows or columns belong to."""
-    return bool(axes) and "shared" not in axes
-
-
 @dataclass(frozen=True)
 class Unit:
     """A part of the model that is compressed on its own.
@@ -119,6 +114,8 @@ class Level:
         zeros: Number of weights set to zero (matrix units), counted in the matrix at its full
             width; in a narrowed sub-layer in proportion to the weights that are left.
         pattern: ``""`` for unstructured zeros, or ``"N:M"`` (N zeros in each M inputs).
+        bits: How the matrix is stored, after its zeros and in its narrowed sub-layer: a name from
+            `evocompress.core.storage.STORAGE`; ``""`` as in the model.
         drop: The unit is removed. Excludes the other fields.
         kv_groups: Key-value heads kept, each with its query heads (attention units); ``None``
             where the width is not changed.
@@ -142,6 +139,7 @@ class Level:
     channels: int | None = None
     bias: bool = False
     merge: int = 0
+    bits: str = ""
 
     @cached_property
     def dense(self) -> bool:
@@ -162,7 +160,8 @@ class Level:
             return "dense"
         if self.narrow or self.merge:
             return ",".join(f"{name}={int(value)}" for name, value in self.to_json().items())
-        return f"zeros={self.zeros}" + (f",{self.pattern}" if self.pattern else "")
+        zeros = f"zeros={self.zeros}" if self.zeros or self.pattern else ""
+        return ",".join(filter(None, (zeros, self.pattern, self.bits)))
 
     def zeros_left(self, whole: int, left: int) -> int:
         """Zeros in a matrix with `left` of its `whole` weights in a narrowed sub-layer."""

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from evocompress.core.types import Architecture, Axis, Level, Unit, narrowable
+from evocompress.core.types import Architecture, Axis, Level, Unit
+
+
+def narrowable(axes: tuple[Axis, ...]) -> bool:
+    """Whether a level can cut any of what rows or columns belong to."""
+    return bool(axes) and "shared" not in axes
 
 
 @dataclass(frozen=True)

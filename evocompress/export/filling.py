@@ -8,8 +8,8 @@ from functools import partial
 
 from torch import Tensor
 
-from evocompress.core.types import Axis, narrowable
-from evocompress.core.widths import Widths
+from evocompress.core.types import Axis
+from evocompress.core.widths import Widths, narrowable
 from evocompress.export.layout import Block
 from evocompress.models.families import Family, Matrix, SubLayer, SubLayerName
 from evocompress.models.families.coupling import Kept, first_items, index_of

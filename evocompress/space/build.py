@@ -13,6 +13,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, DROP, Architecture, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.space import budget as budgets
+from evocompress.space.bits import stored_levels
 from evocompress.space.costs import LatencyTable, cost_model
 from evocompress.space.encoding import Encoding
 from evocompress.space.format_constraint import Obstacle, fitting
@@ -73,7 +74,7 @@ def build_space(
     space = SearchSpace(genes, model, table, budgets.resolve(config.budget, model))
     if config.budget:
         budgets.check_reachable(space)
-    elif config.sparsity and not (config.width or config.drop):
+    elif config.sparsity and not (config.width or config.drop or config.bits):
         nonzeros = space.costs(genes.default[None])["matrix_nonzeros"].item()
         return replace(space, budget={"matrix_nonzeros": nonzeros})
     return space
@@ -100,6 +101,12 @@ def _genes(
         for name, (choice, target) in sparsity_levels(units, architecture, config.sparsity).items():
             levels[name], targets[name] = choice, target
         check_patterns(units, narrow, levels, architecture)
+    if config.bits:
+        sparse = {name: levels[name] for name in targets}
+        for name, (choice, target) in stored_levels(
+            units, architecture, config.bits, narrow, sparse, targets
+        ).items():
+            levels[name], targets[name] = choice, target
     members = _members([unit for unit in units if unit.name in levels], config)
     return Encoding(
         tree=UnitTree(units),
@@ -122,14 +129,14 @@ def _members(units: Sequence[Unit], config: SpaceConfig) -> tuple[tuple[Unit, ..
 
 def _check_combination(config: SpaceConfig) -> None:
     """Refuse parts of a space that contradict each other."""
-    if not (config.sparsity or config.width or config.drop):
+    if not (config.sparsity or config.width or config.drop or config.bits):
         raise ConfigError(
-            "space: nothing may be compressed; give 'sparsity', 'width', 'drop' or several"
+            "space: nothing may be compressed; give 'sparsity', 'width', 'drop', 'bits' or several"
         )
-    if config.drop and config.drop.merge and (config.width or config.sparsity):
+    if config.drop and config.drop.merge and (config.width or config.sparsity or config.bits):
         raise ConfigError(
-            "space.drop.merge: merged blocks can be neither narrowed nor given zeros; leave out "
-            "'width' and 'sparsity'"
+            "space.drop.merge: merged blocks can be neither narrowed nor given zeros nor stored "
+            "coarser; leave out 'width', 'sparsity' and 'bits'"
         )
     if config.width and config.width.uniform and config.drop and config.drop.units != ("block",):
         raise ConfigError(

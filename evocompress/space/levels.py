@@ -8,9 +8,9 @@ from math import ceil
 
 from evocompress.core.config import DropSpace, SparsitySpace, WidthSpace
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import Architecture, Level, Unit, narrowable
+from evocompress.core.types import Architecture, Level, Unit
 from evocompress.core.units import UnitTree
-from evocompress.core.widths import dense_widths
+from evocompress.core.widths import dense_widths, narrowable
 
 # Keeps 0.7 * 1000, which is a little above 700 in floating point, from becoming 701 zeros.
 _ROUNDING = 1e-6
@@ -205,7 +205,7 @@ def _protected(units: Sequence[Unit], globs: Sequence[str] | None, key: str) -> 
     if globs is None:
         named = frozenset([unit.name for unit in large if unit.kind == "attention"][:1])
     else:
-        named = _matching(large, globs, key)
+        named = matching_units(large, globs, key)
     found = set(named)
     found.update(unit.name for unit in large if unit.parent in named)
     found.update(unit.name for unit in large if unit.parent in found)
@@ -225,7 +225,7 @@ def sparsity_levels(
             matrix.
     """
     matrices = [unit for unit in units if unit.kind == "matrix"]
-    matched = _matching(matrices, config.match, "space.sparsity.match")
+    matched = matching_units(matrices, config.match, "space.sparsity.match")
     step = _step(architecture, config)
     chosen = [unit for unit in matrices if unit.name in matched]
     if config.pattern:
@@ -282,7 +282,7 @@ def _patterned(unit: Unit, config: SparsitySpace) -> Level:
     return Level(zeros=unit.numel * zeros // group, pattern=config.pattern)
 
 
-def _matching(units: Sequence[Unit], globs: Sequence[str], key: str) -> frozenset[str]:
+def matching_units(units: Sequence[Unit], globs: Sequence[str], key: str) -> frozenset[str]:
     """Names of the units that match any of the globs; each glob must match a unit."""
     matched: set[str] = set()
     for glob in globs:

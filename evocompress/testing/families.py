@@ -18,8 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from evocompress.core.types import narrowable
-from evocompress.core.widths import axis_lengths
+from evocompress.core.widths import axis_lengths, narrowable
 from evocompress.models.families import FAMILIES, Family, SubLayerName, family_of, name_of
 from evocompress.models.families.base import final_states, matrices_of
 from evocompress.models.families.derivation.derived import Derived

@@ -13,6 +13,7 @@ from evocompress.compression.criteria.base import mean_change, output_energy, re
 from evocompress.compression.library.dense import Coupled, DenseModel
 from evocompress.compression.library.files import TensorWriter, durable_file
 from evocompress.compression.library.manifest import BlockRecord, InputRecord
+from evocompress.compression.library.matrix_levels import make_levels
 from evocompress.compression.library.order import (
     Batch,
     BlockOrder,
@@ -73,17 +74,21 @@ class BlockMaker:
         Returns:
             Their errors where they can be measured, and their biases for later.
         """
-        assert self.order.methods.criterion is not None
+        methods, dtype = self.order.methods, self.dense.dtype
         weights = [self._weight(linear.name) for linear, _ in batch]
         known = self.statistics.get(batch[0][0].input, Statistics())
-        found = self.order.methods.criterion.compress_all(weights, known, [own for _, own in batch])
+        levels_of = [own for _, own in batch]
+        found = make_levels(weights, known, levels_of, methods.criterion, methods.rounding, dtype)
         errors: Errors = {}
         biases: dict[str, Tensor] = {}
-        for (linear, levels), weight, results in zip(batch, weights, found, strict=True):
-            for level, result in zip(levels, results, strict=True):
-                writer.add(tensor_key(linear.name, level, "weight"), linear.oriented(result))
+        for (linear, levels), weight, made in zip(batch, weights, found, strict=True):
+            for level, one in zip(levels, made, strict=True):
+                writer.add(tensor_key(linear.name, level, "weight"), linear.oriented(one.weight))
+                for part, tensor in one.stored.parts.items() if one.stored else ():
+                    writer.add(tensor_key(linear.name, level, part), tensor)
+            results = [one.weight for one in made]
             shifts = None
-            if self.order.methods.compensates(linear):
+            if methods.compensates(linear):
                 own = self.dense.bias(linear.name)
                 assert own is not None
                 shifts = [mean_change(weight, one, known) for one in results]

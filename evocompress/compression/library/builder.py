@@ -21,8 +21,9 @@ from evocompress.compression.library.dense import DenseModel, Linear, dense_mode
 from evocompress.compression.library.gram import COUNT, Sums, collecting
 from evocompress.compression.library.hidden import HiddenStates
 from evocompress.compression.library.manifest import BlockRecord, Manifest
-from evocompress.compression.library.order import BlockOrder, block_orders, methods_named
+from evocompress.compression.library.order import BlockOrder, block_orders
 from evocompress.compression.library.propagate import compressed
+from evocompress.compression.library.recipe import methods_of
 from evocompress.core.progress import Told
 from evocompress.core.types import Unit
 from evocompress.core.units import users_of
@@ -56,9 +57,7 @@ def make_blocks(
 
 def orders_of(dense: DenseModel, manifest: Manifest) -> dict[int, BlockOrder]:
     """The compressed weights to make of each block of a library."""
-    recipe = manifest.recipe
-    methods = methods_named(recipe.criterion, recipe.width_criterion, recipe.reconstruct or False)
-    return block_orders(dense, recipe.levels, methods)
+    return block_orders(dense, manifest.recipe.levels, methods_of(manifest.recipe))
 
 
 def observes(orders: Mapping[int, BlockOrder]) -> bool:

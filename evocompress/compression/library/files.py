@@ -25,6 +25,8 @@ DTYPES = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -26,6 +26,7 @@ DECISIVE = (
     "reconstruct",
     "hessians",
     "damping",
+    "rounding",
 )
 """What two libraries must have in common for one to serve as the other."""
 
@@ -47,6 +48,7 @@ class LibraryRecipe:
         levels: The levels of each matrix, attention and MLP unit, dense ones included.
         propagated: The level at which a unit's outputs reach the later blocks; empty where
             `hessians` is ``dense``.
+        rounding: Of matrices to coarser types; ``None`` without any.
     """
 
     model: str
@@ -58,6 +60,7 @@ class LibraryRecipe:
     damping: float
     levels: Mapping[str, tuple[Level, ...]]
     propagated: Mapping[str, Level]
+    rounding: Literal["gptq", "nearest"] | None = None
 
     def stored(self, unit: str) -> tuple[Level, ...]:
         """The levels of a unit that need a tensor of their own."""
@@ -184,6 +187,8 @@ class Manifest:
             },
             "propagated": {unit: lv.to_json() for unit, lv in self.recipe.propagated.items()},
         }
+        if recipe["rounding"] is None:
+            del recipe["rounding"]
         # Workers finish blocks in any order.
         blocks = {str(index): _block_json(record) for index, record in sorted(self.blocks.items())}
         return {

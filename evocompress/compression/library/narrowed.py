@@ -1,4 +1,4 @@
-"""Matrices that are narrowed and have zeros as well, made when they are first needed."""
+"""Matrices of narrowed sub-layers with zeros or of a coarser type, made when first needed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from evocompress.compression.criteria import CRITERIA, Statistics
+from evocompress.compression.criteria import Statistics
 from evocompress.compression.criteria.base import mean_change
 from evocompress.compression.library.dense import Coupled, DenseModel, Linear
 from evocompress.compression.library.manifest import Manifest
+from evocompress.compression.library.matrix_levels import make_levels
 from evocompress.compression.library.order import statistics_key
 from evocompress.compression.library.reader import BlockReader
+from evocompress.compression.library.recipe import methods_of
+from evocompress.compression.quantization.quantized import QuantizedMatrix
 from evocompress.core.cache import Cache
 from evocompress.core.types import Level
 from evocompress.models.families.coupling import Kept
@@ -22,7 +25,7 @@ Indexer = Tensor | slice
 
 
 class NarrowedMatrices:
-    """Gives zeros to matrices of narrowed sub-layers.
+    """Gives zeros and coarser types to matrices of narrowed sub-layers.
 
     The weights are those of the width: rows of the dense matrix, or the output matrix as the
     structured criterion left it. The Hessian of an output matrix is restricted to the inputs
@@ -37,6 +40,7 @@ class NarrowedMatrices:
         self._manifest = manifest
         self._dense = dense
         self._reader = reader
+        self._methods = methods_of(manifest.recipe)
         self.cache = Cache(limit)
 
     def tensors(self, unit: str, level: Level, width: Level) -> dict[str, Tensor]:
@@ -50,12 +54,19 @@ class NarrowedMatrices:
         key = f"{unit}::{width.key}::{level.key}"
         return self.cache.get(
             key,
-            lambda: self._made(self._dense.linears[unit], level, width),
+            lambda: self._made(self._dense.linears[unit], level, width)[0],
             lambda made: sum(tensor.nbytes for tensor in made.values()),
         )
 
-    def _made(self, linear: Linear, level: Level, width: Level) -> dict[str, Tensor]:
-        criterion = CRITERIA[self._manifest.recipe.criterion or ""]
+    def parts(self, unit: str, level: Level, width: Level) -> dict[str, Tensor]:
+        """What a file holds of the same, where its level has a coarser type."""
+        _, stored = self._made(self._dense.linears[unit], level, width)
+        return {} if stored is None else stored.parts
+
+    def _made(
+        self, linear: Linear, level: Level, width: Level
+    ) -> tuple[dict[str, Tensor], QuantizedMatrix | None]:
+        methods = self._methods
         coupled = self._dense.coupled[linear.unit.owner]
         stored = self._reader.level(coupled.unit.name, width)
         rows, columns = coupled.index(linear, Kept(stored["groups"], stored["items"]))
@@ -68,12 +79,16 @@ class NarrowedMatrices:
             narrow = narrow[rows]
         zeros = level.zeros_left(dense.numel(), narrow.numel())
         known = self._statistics(linear, columns, width if linear.unit.columns else None)
-        (result,) = criterion.compress(narrow, known, [replace(level, zeros=zeros)])
-        made = {"weight": linear.oriented(result)}
-        bias = self._bias(linear, stored, rows) if criterion.compensates else None
+        left = replace(level, zeros=zeros)
+        ways = (methods.criterion, methods.rounding, self._dense.dtype)
+        (((found,),)) = make_levels([narrow], known, [[left]], *ways)
+        made = {"weight": linear.oriented(found.weight)}
+        compensates = methods.criterion is not None and methods.criterion.compensates
+        bias = self._bias(linear, stored, rows) if compensates else None
         if bias is not None:
-            made["bias"] = bias + mean_change(narrow, result, known)
-        return {k: v.to("cpu", self._dense.dtype).contiguous() for k, v in made.items()}
+            made["bias"] = bias + mean_change(narrow, found.weight, known)
+        weights = {k: v.to("cpu", self._dense.dtype).contiguous() for k, v in made.items()}
+        return weights, found.stored
 
     def _bias(self, linear: Linear, stored: Mapping[str, Tensor], rows: Indexer) -> Tensor | None:
         """The bias of a narrowed matrix: the output's as the width left it, rows of another."""
@@ -95,19 +110,19 @@ class NarrowedMatrices:
             tokens=self._manifest.tokens,
             damping=recipe.damping,
         )
-        criterion = CRITERIA[recipe.criterion or ""]
-        if criterion.needs == "nothing":
-            return known
+        needs = self._methods.matrix_needs
 
         def stored(need: str) -> Tensor:
             found = self._reader.tensor(block, statistics_key(linear.input, need))
             return found.to(self._dense.device)[columns]
 
-        if criterion.sums:
+        if "sums" in needs:
             known = replace(known, sums=stored("sums"))
-        if criterion.needs == "squares":
-            return replace(known, squares=stored("squares"))
-        return replace(known, gram=stored("gram")[:, columns])
+        if "squares" in needs:
+            known = replace(known, squares=stored("squares"))
+        if "gram" in needs:
+            known = replace(known, gram=stored("gram")[:, columns])
+        return known
 
 
 def padded(coupled: Coupled, linear: Linear, dense: Tensor, narrow: Tensor, kept: Kept) -> Tensor:

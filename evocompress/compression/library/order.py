@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, product
@@ -12,7 +12,9 @@ import torch
 from evocompress.compression.criteria import CRITERIA, STRUCTURED, Criterion, StructuredCriterion
 from evocompress.compression.library.dense import Coupled, DenseModel, Linear
 from evocompress.compression.library.files import TensorSpec, TensorSpecs
+from evocompress.compression.quantization.quantized import Rounding, needs_of, part_specs
 from evocompress.core.errors import LibraryError
+from evocompress.core.storage import StorageType, storage_type
 from evocompress.core.types import Level
 
 Levels = tuple[Level, ...]
@@ -32,19 +34,26 @@ class Methods:
         criterion: For zeros in matrices; ``None`` where there are none.
         structured: For widths; ``None`` where there are none.
         reconstruct: Refit what is left of a narrowed sub-layer.
+        rounding: To the types of `stored`; ``None`` where there are none.
+        stored: Coarser types of matrices.
     """
 
     criterion: Criterion | None
     structured: StructuredCriterion | None
     reconstruct: bool
+    rounding: Rounding | None = None
+    stored: frozenset[StorageType] = frozenset()
 
     @property
     def matrix_needs(self) -> frozenset[str]:
-        """What is read of the inputs of a matrix with zeros."""
-        if self.criterion is None or self.criterion.needs == "nothing":
-            return frozenset()
-        sums = ("sums",) if self.criterion.sums else ()
-        return frozenset((self.criterion.needs, *sums))
+        """What is read of the inputs of a matrix with zeros, or of a coarser type."""
+        needs: set[str] = set()
+        if self.criterion is not None and self.criterion.needs != "nothing":
+            needs |= {self.criterion.needs, *(("sums",) if self.criterion.sums else ())}
+        if self.rounding is not None:
+            needs |= {needs_of(kind, self.rounding) for kind in self.stored} - {"nothing"}
+        # The squares are the diagonal of the Gram matrix.
+        return frozenset(needs - {"squares"} if "gram" in needs else needs)
 
     @property
     def width_needs(self) -> frozenset[str]:
@@ -67,7 +76,13 @@ class Methods:
         return adds and not coupled.output.unit.bias
 
 
-def methods_named(criterion: str | None, width_criterion: str | None, reconstruct: bool) -> Methods:
+def methods_named(
+    criterion: str | None,
+    width_criterion: str | None,
+    reconstruct: bool,
+    rounding: Rounding | None = None,
+    stored: Collection[str] = (),
+) -> Methods:
     """The methods of the given names; ``None`` where none is needed.
 
     Raises:
@@ -85,6 +100,8 @@ def methods_named(criterion: str | None, width_criterion: str | None, reconstruc
         CRITERIA[criterion] if criterion else None,
         STRUCTURED[width_criterion] if width_criterion else None,
         reconstruct,
+        rounding if stored else None,
+        frozenset(map(storage_type, stored)),
     )
 
 
@@ -105,7 +122,7 @@ class BlockOrder:
     @cached_property
     def batches(self) -> tuple[Batch, ...]:
         """The matrices in their order, those together that are compressed in one go."""
-        if self.methods.criterion is None or self.methods.criterion.together is None:
+        if self.methods.criterion is not None and self.methods.criterion.together is None:
             return tuple((one,) for one in self.matrices)
         batches: list[Batch] = []
         for _, group in groupby(self.matrices, key=lambda one: (one[0].input, one[0].shape)):
@@ -169,6 +186,7 @@ class BlockOrder:
         for linear, levels in self.matrices:
             for level in levels:
                 yield tensor_key(linear.name, level, "weight"), _spec(linear, linear.shape, dtype)
+                yield from _part_specs(linear, level, dtype)
         for word in self.kept_inputs:
             features = self.readers[word].shape[1]
             for need in self.methods.matrix_needs:
@@ -225,6 +243,16 @@ def block_orders(
 def _spec(linear: Linear, shape: tuple[int, int], dtype: torch.dtype) -> TensorSpec:
     """Of a matrix (out, in), as the module of `linear` stores it."""
     return TensorSpec(linear.stored_shape(shape), dtype)
+
+
+def _part_specs(
+    linear: Linear, level: Level, dtype: torch.dtype
+) -> Iterator[tuple[str, TensorSpec]]:
+    """Of what a file holds of a matrix of a coarser type."""
+    if level.bits:
+        specs = part_specs(storage_type(level.bits), linear.shape, dtype)
+        for part, (shape, kind) in specs.items():
+            yield tensor_key(linear.name, level, part), TensorSpec(shape, kind)
 
 
 def tensor_key(unit: str, level: Level, part: str) -> str:

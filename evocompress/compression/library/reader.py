@@ -18,6 +18,8 @@ from evocompress.core.types import Level
 
 REBUILD = "delete the file to have only this block built again"
 TENSOR_NAMES = ("weight", "groups", "items", "bias", "inner")
+PARTS = ("packed", "scale", "zero_point")
+"""What a file holds of a matrix of a coarser type."""
 
 
 class BlockReader:
@@ -60,6 +62,17 @@ class BlockReader:
             self._check_kept(unit, level, found)
             self._checked.add((unit, level))
         return found
+
+    def parts(self, unit: str, level: Level) -> dict[str, Tensor]:
+        """What a file holds of a matrix at a stored level of a coarser type.
+
+        Raises:
+            LibraryError: The file is damaged.
+        """
+        block = self._manifest.units[unit]
+        keys = {part: tensor_key(unit, level, part) for part in PARTS}
+        there = self._file(block)[1]
+        return {part: self.tensor(block, key) for part, key in keys.items() if key in there}
 
     def _check_kept(self, unit: str, level: Level, found: Mapping[str, Tensor]) -> None:
         """Refuse heads or channels that the dense unit does not have."""

@@ -9,6 +9,7 @@ from evocompress.compression.library.manifest import LibraryRecipe
 from evocompress.compression.library.order import Methods, methods_named
 from evocompress.core.config import LibraryConfig
 from evocompress.core.errors import LibraryError
+from evocompress.core.storage import storage_type
 from evocompress.core.types import Level
 
 Wanted = Mapping[str, Sequence[Level]]
@@ -47,7 +48,24 @@ def make_recipe(
         damping=config.damping,
         levels=levels,
         propagated=_propagated(levels, propagate) if config.hessians == "propagated" else {},
+        rounding=methods.rounding,
     )
+
+
+def methods_of(recipe: LibraryRecipe) -> Methods:
+    """How the levels of a library are made."""
+    return methods_named(
+        recipe.criterion,
+        recipe.width_criterion,
+        recipe.reconstruct or False,
+        recipe.rounding,
+        types_of(recipe.levels),
+    )
+
+
+def types_of(levels: Wanted) -> frozenset[str]:
+    """The coarser types among levels."""
+    return frozenset(level.bits for own in levels.values() for level in own if level.bits)
 
 
 def methods_for(dense: DenseModel, wanted: Wanted, config: LibraryConfig) -> Methods:
@@ -63,12 +81,14 @@ def methods_for(dense: DenseModel, wanted: Wanted, config: LibraryConfig) -> Met
             f"the model has no matrix, attention or mlp {unknown[0]}: check the search space"
         )
     stored = {unit for unit, levels in wanted.items() if any(not one.dense for one in levels)}
+    sparse = {unit for unit, levels in wanted.items() if any(one.zeros for one in levels)}
     methods = methods_named(
-        config.criterion if stored & dense.linears.keys() else None,
+        config.criterion if sparse else None,
         config.width_criterion if stored & dense.coupled.keys() else None,
         config.reconstruct,
+        config.rounding,
+        types_of(wanted),
     )
-    sparse = stored & dense.linears.keys()
     if sparse and len(without_bias(dense, wanted, methods)) == len(sparse):
         raise LibraryError(
             f"library.criterion: {config.criterion} gives to biases what zeros take from the mean "
@@ -85,7 +105,7 @@ def without_bias(dense: DenseModel, wanted: Wanted, methods: Methods) -> list[st
         unit
         for unit, levels in wanted.items()
         if unit in dense.linears
-        and any(not level.dense for level in levels)
+        and any(level.zeros for level in levels)
         and not methods.compensates(dense.linears[unit])
     ]
 
@@ -112,4 +132,4 @@ def _compression(level: Level) -> float:
     if level.kv_groups is not None and level.group_heads is not None:
         # A group has one key and one value head, a query head its own part of the output.
         return -level.kv_groups * (1 + level.group_heads)
-    return level.zeros
+    return level.zeros - (storage_type(level.bits).bits_per_weight if level.bits else 0)

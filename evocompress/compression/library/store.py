@@ -91,6 +91,27 @@ class Library:
         self._check_stored(self._dense.units[unit].parent or unit, width)
         return self._narrowed.tensors(unit, level, width)
 
+    def parts(self, unit: str, level: Level, width: Level = DENSE) -> dict[str, Tensor]:
+        """What a file holds of a matrix of a coarser type.
+
+        Args:
+            unit: A matrix unit.
+            level: Its level.
+            width: The level of its sub-layer.
+
+        Returns:
+            The parts of `evocompress.compression.quantization.quantized.QuantizedMatrix`, of the
+            matrix (out, in); none where the level says no type.
+
+        Raises:
+            LibraryError: As `load`.
+        """
+        self._check_stored(unit, level)
+        if width.dense:
+            return self._reader.parts(unit, level)
+        self._check_stored(self._dense.units[unit].parent or unit, width)
+        return self._narrowed.parts(unit, level, width)
+
     def _check_stored(self, unit: str, level: Level) -> None:
         if level.dense or level not in self.levels(unit):
             raise LibraryError(f"the level library at {self.path} stores no {level.key} of {unit}")

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evocompress.compression.quantization.gptq import Rounded
-from evocompress.compression.quantization.storage import StorageType
 from evocompress.core.errors import LibraryError
+from evocompress.core.storage import StorageType
 
 PLAIN = frozenset(("f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4"))
 """Types that gguf-py makes."""

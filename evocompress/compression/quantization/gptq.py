@@ -18,7 +18,7 @@ from torch import Tensor
 from evocompress.compression.criteria.factor import Factor
 from evocompress.compression.quantization.grids import BlockGrid, choose_grid
 from evocompress.compression.quantization.rounding import COMPILED, PLAIN, Round
-from evocompress.compression.quantization.storage import StorageType
+from evocompress.core.storage import StorageType
 
 WINDOW = 128
 """Inputs whose errors are applied to all later ones in one product."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evocompress.compression.quantization.storage import GROUPS, StorageType
+from evocompress.core.storage import GROUPS, StorageType
 
 
 @dataclass(frozen=True, eq=False)

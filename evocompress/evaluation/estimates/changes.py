@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.compression.live_model import LiveModel
-from evocompress.core.types import DENSE, Candidate, Level, Unit, narrowable
+from evocompress.core.types import DENSE, Candidate, Level, Unit
+from evocompress.core.widths import narrowable
 from evocompress.models.device_copy import to_device
 from evocompress.models.families import Matrix, SubLayerName
 from evocompress.models.families.base import block_matrices

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from evocompress.core.types import Axis, narrowable
+from evocompress.core.types import Axis
+from evocompress.core.widths import narrowable
 from evocompress.models.families.coupling import Follower
 
 SubLayerName = Literal["attention", "mlp"]

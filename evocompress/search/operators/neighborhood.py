@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from evocompress.core.arrays import Floats, Genome
 from evocompress.core.types import Unit
-from evocompress.space.costs.model import Groups
+from evocompress.space.costs.savings import Groups
 from evocompress.space.space import SearchSpace
 
 _HARM, _ATTENTIONS, _SHORT, _COSTS = range(4)

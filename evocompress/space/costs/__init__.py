@@ -95,4 +95,4 @@ def cost_model(
     known = COSTS if architecture.causal else [name for name in COSTS if name not in CACHED]
     ordered = {name: costs[name] for name in known if name in costs}
     parts = cost_parts(units, architecture)
-    return CostModel(parts, ordered, length, architecture.uncounted)
+    return CostModel(parts, ordered, length, architecture.uncounted, architecture.dtype_bytes)

@@ -65,7 +65,9 @@ def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         return part.runs * each
 
     return {
-        "weight_bytes": Cost(size * (architecture.outer_params + architecture.shared), weights),
+        "weight_bytes": Cost(
+            size * (architecture.outer_params + architecture.shared), weights, per_byte=1
+        ),
         "kv_bytes": Cost(0, cache, each_use=True),
     }
 

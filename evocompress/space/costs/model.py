@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evocompress.core.arrays import Floats, Integers
+from evocompress.core.storage import storage_type
 from evocompress.core.types import DENSE, Candidate, Level
+from evocompress.space.costs.savings import Groups, MatrixSavings
 from evocompress.space.costs.sublayers import Left, Part, level_of
+
+SAVINGS = ("per_zero", "per_byte")
+"""What levels of matrices save, beside what their shapes do, by the name in `Cost`."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One cost: ``base + sum over kept sub-layers of amount - per_zero * zeros in matrices``.
+    """One cost: a base, and what kept sub-layers add, less what zeros and coarser types save.
 
     Attributes:
         base: What no candidate can save.
         amount: What a sub-layer adds, from the part that a level leaves of the sub-layer.
         per_zero: What one zero in a matrix saves.
+        per_byte: What each byte saves that a matrix takes less than in the model's own type.
         each_use: What several blocks share counts in each of them, at its full width. Otherwise it
             counts in the base.
 
@@ -34,6 +38,7 @@ class Cost:
     base: float
     amount: Callable[[Part, Left], float]
     per_zero: float = 0.0
+    per_byte: float = 0.0
     each_use: bool = False
 
 
@@ -47,9 +52,8 @@ class CostTable:
         names: The C costs.
         base: What no candidate can save (C,).
         amounts: What each sub-layer adds in each of its states (P, S, C).
-        per_zero: What one zero saves (C,).
         homes: For each of M matrices the index of its sub-layer (M,).
-        zeros: Zeros of each matrix at each of its levels, by the sub-layer's state (M, S, L).
+        savings: What levels of matrices save.
 
     Examples:
         >>> from evocompress.testing.examples import space
@@ -60,9 +64,8 @@ class CostTable:
     names: tuple[str, ...]
     base: Floats
     amounts: Floats
-    per_zero: Floats
     homes: Integers
-    zeros: Integers
+    savings: tuple[MatrixSavings, ...]
 
     def at(self, states: Integers, choices: Integers) -> dict[str, Floats]:
         """The costs (N,) of parts in states (N, P) with matrices at levels `choices` (N, M)."""
@@ -71,20 +74,23 @@ class CostTable:
 
     def totals(self, states: Integers, choices: Integers) -> Floats:
         """The costs (N, C) of parts in states (N, P) with matrices at levels `choices` (N, M)."""
-        zeros = self._zeros(states, choices)
-        totals: Floats = self.base - zeros[:, None] * self.per_zero
-        totals += self._sums(states)
+        totals: Floats = self.base + np.zeros((len(states), 1)) + self._sums(states)
+        for saved in self._counted:
+            whole = saved.each(states, choices, self.homes).sum(axis=1)
+            totals = totals - whole[:, None] * saved.per
         return totals
 
     def by_part(self, states: Integers, choices: Integers) -> Floats:
         """The costs (N, P, C) that each part adds; with `base` they add up to `totals`.
 
-        Arguments are those of `totals`; the zeros of a part's matrices are taken off.
+        Arguments are those of `totals`; what a part's matrices save is taken off.
         """
         parts = np.arange(len(self.amounts))
-        zeros = self._by_home(self._each_zeros(states, choices))
         found: Floats = self.amounts[parts, states]
-        return found - zeros[:, :, None] * self.per_zero
+        for saved in self._counted:
+            own = self._by_home(saved.each(states, choices, self.homes))
+            found = found - own[:, :, None] * saved.per
+        return found
 
     def after(
         self,
@@ -111,14 +117,16 @@ class CostTable:
             by = self.amounts[part, state] - self.amounts[part, states[part]]
             for column in range(by.shape[1]):
                 sums[:, column] += np.bincount(change, by[:, column], count)
-        zeros = self._zeros(states[None], choices[None]) + np.zeros(count, dtype=np.int64)
-        if self._zeros_count:
-            zeros += self._zeros_moved(states, choices, matrix, level)
-            if self.zeros.shape[1] > 1:
-                table = self._zeros_by_state(choices)
+        for saved in self._counted:
+            now = saved.each(states[None], choices[None], self.homes).sum(axis=1)
+            amounts = now + np.zeros(count, dtype=np.int64)
+            amounts += saved.moved(states, choices, self.homes, matrix, level)
+            if saved.by_state:
+                table = self._by_home(saved.in_states(choices)).T
                 more = table[part, state] - table[part, states[part]]
-                zeros += np.bincount(change, more, count).astype(np.int64)
-        return self.base - zeros[:, None] * self.per_zero + sums
+                amounts += np.bincount(change, more, count).astype(np.int64)
+            sums = sums - amounts[:, None] * saved.per
+        return self.base + sums
 
     def only(self, names: Sequence[str]) -> CostTable:
         """The table of some of the costs, in the order given."""
@@ -127,9 +135,8 @@ class CostTable:
             tuple(names),
             self.base[chosen],
             self.amounts[:, :, chosen],
-            self.per_zero[chosen],
             self.homes,
-            self.zeros,
+            tuple(replace(saved, per=saved.per[chosen]) for saved in self.savings),
         )
 
     def _sums(self, states: Integers) -> Floats:
@@ -145,36 +152,6 @@ class CostTable:
         sums = [table.take(entries, mode="clip").sum(axis=1) for table in tables]
         return sums[0][:, None] if costs == 1 else np.stack(sums, axis=1)
 
-    def _zeros(self, states: Integers, choices: Integers) -> Integers:
-        """Zeros in all matrices (N,)."""
-        if not self._zeros_count:
-            return np.zeros(len(states), dtype=np.int64)
-        return np.asarray(self._each_zeros(states, choices).sum(axis=1))
-
-    def _each_zeros(self, states: Integers, choices: Integers) -> Integers:
-        """Zeros in each matrix (N, M)."""
-        matrices, columns, levels = self.zeros.shape
-        entries = choices + np.arange(matrices) * (columns * levels)
-        if columns > 1:
-            entries += (states * levels).take(self.homes, axis=1, mode="clip")
-        return np.asarray(self.zeros.ravel().take(entries, mode="clip"))
-
-    def _zeros_moved(
-        self,
-        states: Integers,
-        choices: Integers,
-        matrix: Integers,
-        level: Integers,
-    ) -> Integers:
-        """By how many zeros another level of a matrix (K,) changes a candidate; 0 for no matrix."""
-        state = states[self.homes[matrix]] if self.zeros.shape[1] > 1 else 0
-        by = self.zeros[matrix, state, level] - self.zeros[matrix, state, choices[matrix]]
-        return np.where(matrix < 0, 0, by)
-
-    def _zeros_by_state(self, choices: Integers) -> Integers:
-        """Zeros in the matrices of each part in each of its states (P, S)."""
-        return self._by_home(self.zeros[np.arange(len(choices)), :, choices].T).T
-
     def _by_home(self, values: Integers) -> Integers:
         """Sums of numbers of matrices (N, M) over the matrices of each part (N, P)."""
         return self._homes.sums(values).astype(np.int64)
@@ -184,37 +161,9 @@ class CostTable:
         return Groups(self.homes, len(self.amounts))
 
     @cached_property
-    def _zeros_count(self) -> bool:
-        """Whether any cost depends on zeros."""
-        return bool(len(self.zeros) and self.per_zero.any())
-
-
-@dataclass(frozen=True, eq=False)
-class Groups:
-    """Which of M members belong together.
-
-    Attributes:
-        of: The group of each member (M,).
-        count: Of groups; one without members has sums of zero.
-    """
-
-    of: Integers
-    count: int
-
-    def sums(self, values: NDArray[Any]) -> Floats:
-        """Sums of values (N, M) over the members of each group (N, count)."""
-        sums = np.zeros((len(values), self.count))
-        if self.of.size:
-            order, begins, found = self._runs
-            sums[:, found] = np.add.reduceat(values[:, order], begins, axis=1)
-        return sums
-
-    @cached_property
-    def _runs(self) -> tuple[Integers, NDArray[Any], Integers]:
-        """The members in the order of their groups, where each group's begin, and these groups."""
-        order = np.argsort(self.of, kind="stable")
-        found, begins = np.unique(self.of[order], return_index=True)
-        return order, begins, found
+    def _counted(self) -> tuple[MatrixSavings, ...]:
+        """What any cost depends on."""
+        return tuple(saved for saved in self.savings if saved.counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,6 +177,7 @@ class CostModel:
         costs: For each cost name what it counts.
         length: Tokens of the sequence that FLOPs and cache are counted for.
         uncounted: Module path of something whose FLOPs are not all counted; empty if nothing.
+        dtype_bytes: Of a weight in the model's own type.
 
     Examples:
         >>> from evocompress.testing.examples import space
@@ -239,6 +189,7 @@ class CostModel:
     costs: Mapping[str, Cost]
     length: int
     uncounted: str = ""
+    dtype_bytes: int = 0
 
     def dense(self) -> dict[str, float]:
         """The costs of the unchanged model."""
@@ -265,24 +216,26 @@ class CostModel:
         for row, part, levels in zip(amounts, self.parts, states, strict=True):
             row[: len(levels)] = [self._amounts(part, level) for level in levels]
         deepest = max((len(levels) for levels in matrices.values()), default=0)
-        zeros = np.zeros((len(matrices), most, deepest), dtype=np.int64)
+        saved = np.zeros((len(SAVINGS), len(matrices), most, deepest), dtype=np.int64)
         homes = np.array([self._homes[name] for name in matrices], dtype=np.int64)
-        for table, home, (name, levels) in zip(zeros, homes, matrices.items(), strict=True):
-            for row, state in zip(table, states[home], strict=False):
-                row[: len(levels)] = [self._zeros(name, level, state) for level in levels]
-        return CostTable(tuple(self.costs), self._base, amounts, self._per_zero, homes, zeros)
+        for place, (home, (name, levels)) in enumerate(zip(homes, matrices.items(), strict=True)):
+            for number, state in enumerate(states[home]):
+                found = [self._saved(name, level, state) for level in levels]
+                saved[:, place, number, : len(levels)] = np.transpose(found)
+        savings = map(MatrixSavings, saved, self._per)
+        return CostTable(tuple(self.costs), self._base, amounts, homes, tuple(savings))
 
     def _total(self, candidate: Candidate) -> Floats:
         """The costs of one candidate (C,)."""
         levels = candidate.by_name
-        zeros = 0
+        saved = np.zeros(len(SAVINGS), dtype=np.int64)
         for name in levels.keys() - {part.unit.parent for part in self.parts}:
             part = self.parts[self._homes[name]]
             if name != part.unit.name:
-                zeros += self._zeros(name, levels[name], level_of(part, levels))
+                saved += self._saved(name, levels[name], level_of(part, levels))
         dropped = {name for name, level in levels.items() if level.drop}
         amounts = [self._amounts(part, level_of(part, levels), dropped) for part in self.parts]
-        return np.asarray(self._base + np.sum(amounts, axis=0) - zeros * self._per_zero)
+        return np.asarray(self._base + np.sum(amounts, axis=0) - saved @ self._per)
 
     def _amounts(self, part: Part, level: Level, dropped: Collection[str] = ()) -> Floats:
         """The costs (C,) of a sub-layer at a level.
@@ -303,21 +256,27 @@ class CostModel:
         left = part.left(level)
         return np.array([cost.amount(part, left) for cost in self.costs.values()])
 
-    def _zeros(self, matrix: str, level: Level, state: Level) -> int:
-        """Zeros that a matrix has at a level while its sub-layer is in a state."""
+    def _saved(self, matrix: str, level: Level, state: Level) -> tuple[int, int]:
+        """What a matrix saves at a level while its sub-layer is in a state, as in `SAVINGS`."""
         if state.drop:
-            return 0
+            return 0, 0
         part = self.parts[self._homes[matrix]]
         unit = next(unit for unit in part.matrices if unit.name == matrix)
-        return level.zeros_left(unit.numel, part.left(state).weights[matrix])
+        rows, columns = part.shape(unit, state)
+        zeros = level.zeros_left(unit.numel, rows * columns)
+        if not level.bits:
+            return zeros, 0
+        stored = storage_type(level.bits).bytes(rows, columns)
+        return zeros, rows * columns * self.dtype_bytes - stored
 
     @cached_property
     def _base(self) -> Floats:
         return np.array([cost.base for cost in self.costs.values()], dtype=np.float64)
 
     @cached_property
-    def _per_zero(self) -> Floats:
-        return np.array([cost.per_zero for cost in self.costs.values()], dtype=np.float64)
+    def _per(self) -> Floats:
+        """What one of each of `SAVINGS` saves (2, C)."""
+        return np.array([[getattr(c, name) for c in self.costs.values()] for name in SAVINGS])
 
     @cached_property
     def _homes(self) -> dict[str, int]:

@@ -138,6 +138,12 @@ class Part:
         used = sum(prod(widths.shape(unit, dense)) for unit in met)
         return Left(kv_heads, group_heads, channels, weights, own, used)
 
+    def shape(self, matrix: Unit, level: Level) -> tuple[int, int]:
+        """The shape (out, in) of one of its matrices at a level that does not drop it."""
+        left = self.left(level)
+        dense = self._widths(self.kv_heads, self.group_heads, self.channels)
+        return self._widths(left.kv_heads, left.group_heads, left.channels).shape(matrix, dense)
+
     def _widths(self, kv_heads: int, group_heads: int, channels: int) -> Widths:
         return Widths(kv_heads * group_heads, kv_heads, self.head_width // 2, channels)
 

@@ -6,8 +6,8 @@ import torch
 
 from evocompress.compression.quantization import ggml
 from evocompress.compression.quantization.gptq import RoundingTask, round_to_nearest
-from evocompress.compression.quantization.storage import GGUF, STORAGE
 from evocompress.core.errors import ConfigError, LibraryError
+from evocompress.core.storage import GGUF, STORAGE
 
 TYPES = [one for one in STORAGE.values() if one.lane == GGUF]
 UNIFORM = [one.name for one in TYPES if one.uniform]
@@ -53,7 +53,7 @@ def test_without_ggml_other_types_are_refused_by_name(monkeypatch):
 
 
 def test_an_unknown_type_is_refused_with_those_there_are():
-    from evocompress.compression.quantization.storage import storage_type
+    from evocompress.core.storage import storage_type
 
     with pytest.raises(ConfigError, match="no type of weights 'q4': choose among f16, bf16, q4_0"):
         storage_type("q4")

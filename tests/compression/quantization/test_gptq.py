@@ -7,7 +7,7 @@ from evocompress.compression.criteria import Statistics
 from evocompress.compression.criteria.base import relative_errors
 from evocompress.compression.quantization.gptq import RoundingTask, gptq, round_to_nearest
 from evocompress.compression.quantization.rounding import COMPILED, PLAIN
-from evocompress.compression.quantization.storage import STORAGE
+from evocompress.core.storage import STORAGE
 
 NAMES = ["w2g32", "w3g64z", "w4g128", "w4g32z", "w8g64z", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
 ROUNDINGS = {"compiled": COMPILED, "plain": PLAIN}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evocompress.compression.quantization.storage import GROUPS, STORAGE
+from evocompress.core.storage import GROUPS, STORAGE
 
 
 def packed_bytes(count, bits):

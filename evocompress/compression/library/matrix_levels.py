@@ -1,0 +1,93 @@
+"""The levels of matrices that read the same input: zeros first, then the type of storage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from evocompress.compression.criteria import Criterion, Statistics
+from evocompress.compression.quantization.gptq import RoundingTask
+from evocompress.compression.quantization.quantized import (
+    QuantizedMatrix,
+    Rounding,
+    quantize_all,
+)
+from evocompress.core.storage import storage_type
+from evocompress.core.types import Level
+
+
+@dataclass(frozen=True, eq=False)
+class MadeLevel:
+    """A matrix at a level.
+
+    Attributes:
+        weight: (out, in), float32.
+        stored: The same as a file holds it, where it has a coarser type.
+    """
+
+    weight: Tensor
+    stored: QuantizedMatrix | None = None
+
+
+def make_levels(
+    weights: Sequence[Tensor],
+    known: Statistics,
+    levels: Sequence[Sequence[Level]],
+    criterion: Criterion | None,
+    rounding: Rounding | None,
+    dtype: torch.dtype,
+) -> list[list[MadeLevel]]:
+    """Makes all levels of matrices.
+
+    Args:
+        weights: Of one shape (out, in) where there are several.
+        known: Statistics of the input that they read.
+        levels: Of each matrix.
+        criterion: Gives zeros; ``None`` where no level has any.
+        rounding: To coarser types; ``None`` where no level has one.
+        dtype: Of the model.
+
+    Raises:
+        LibraryError: A level is impossible.
+    """
+    plain = [list(dict.fromkeys(replace(one, bits="") for one in own)) for own in levels]
+    sparse = _with_zeros(weights, known, plain, criterion)
+    tasks: dict[tuple[int, Level], RoundingTask] = {}
+    for place, own in enumerate(levels):
+        for level in own:
+            if level.bits:
+                weight = sparse[place][replace(level, bits="")]
+                mask = weight == 0 if level.zeros else None
+                tasks[place, level] = RoundingTask(weight, storage_type(level.bits), mask)
+    stored: dict[tuple[int, Level], QuantizedMatrix] = {}
+    if tasks:
+        assert rounding is not None
+        every = quantize_all(list(tasks.values()), known, rounding, dtype)
+        stored = dict(zip(tasks, every, strict=True))
+    return [
+        [
+            MadeLevel(stored[place, level].weight, stored[place, level])
+            if level.bits
+            else MadeLevel(sparse[place][level])
+            for level in own
+        ]
+        for place, own in enumerate(levels)
+    ]
+
+
+def _with_zeros(
+    weights: Sequence[Tensor],
+    known: Statistics,
+    levels: Sequence[Sequence[Level]],
+    criterion: Criterion | None,
+) -> list[dict[Level, Tensor]]:
+    """Each matrix at its levels without types."""
+    if criterion is None:
+        return [
+            {level: weight for level in own} for weight, own in zip(weights, levels, strict=True)
+        ]
+    found = criterion.compress_all(weights, known, levels)
+    return [dict(zip(own, made, strict=True)) for own, made in zip(levels, found, strict=True)]

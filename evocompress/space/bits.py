@@ -1,0 +1,94 @@
+"""In which types the matrices of a space may be stored, beside their zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+
+from evocompress.core.config import BitsSpace
+from evocompress.core.errors import ConfigError
+from evocompress.core.space_config import UNCHANGED
+from evocompress.core.storage import storage_type
+from evocompress.core.types import DENSE, Architecture, Level, Unit
+from evocompress.core.units import UnitTree
+from evocompress.core.widths import dense_widths
+from evocompress.space.levels import matching_units
+
+Levels = tuple[Level, ...]
+
+
+def stored_levels(
+    units: Sequence[Unit],
+    architecture: Architecture,
+    config: BitsSpace,
+    narrow: Mapping[str, Levels],
+    sparse: Mapping[str, Levels],
+    targets: Mapping[str, int],
+) -> dict[str, tuple[Levels, int]]:
+    """The levels of every matched matrix, from most bytes to fewest, and the one to begin with.
+
+    A matrix with levels of sparsity has each of them in each type. It begins with its target, in
+    the type of most bytes. Types that do not fit a matrix, at every width that it may have, are no
+    levels of it.
+
+    Args:
+        units: All units of the model.
+        architecture: The model's dimensions.
+        config: The types.
+        narrow: The narrow levels of sub-layers.
+        sparse: The levels of sparsity of matrices.
+        targets: The index of the target among these.
+
+    Raises:
+        ConfigError: A glob matches no matrix, no type fits one, or zeros would not stay zero.
+    """
+    tree = UnitTree(units)
+    matrices = [unit for unit in units if unit.kind == "matrix"]
+    matched = matching_units(matrices, config.match, "space.bits.match")
+    found = {}
+    for unit in (unit for unit in matrices if unit.name in matched):
+        widths = narrow.get(tree.sublayer(unit).name, ())
+        types = _fitting(unit, config, _row_lengths(unit, architecture, widths))
+        zeros = sparse.get(unit.name, (DENSE,))
+        _check_zeros(unit, zeros, types)
+        levels = [
+            replace(level, bits="" if name == UNCHANGED else name)
+            for name, level in product(types, zeros)
+        ]
+        found[unit.name] = (tuple(levels), targets.get(unit.name, 0))
+    return found
+
+
+def _row_lengths(unit: Unit, architecture: Architecture, widths: Levels) -> list[int]:
+    """The inputs that a matrix may have."""
+    assert unit.shape is not None
+    dense = dense_widths(architecture, unit.block)
+    return [unit.shape[1], *(dense.at(level).shape(unit, dense)[1] for level in widths)]
+
+
+def _fitting(unit: Unit, config: BitsSpace, lengths: Sequence[int]) -> list[str]:
+    """The types into whose blocks rows of all lengths can be cut."""
+    blocks = {name: 1 if name == UNCHANGED else storage_type(name).block for name in config.types}
+    found = [name for name, block in blocks.items() if all(n % block == 0 for n in lengths)]
+    if found:
+        return found
+    least = min(blocks.values())
+    odd = next(length for length in lengths if length % least)
+    raise ConfigError(
+        f"space.bits.types: '{unit.name}' can have {odd} inputs, no multiple of {least}, which the "
+        "smallest blocks of these types take; give another type, or 'dense', choose other widths, "
+        "or leave the matrix out of match"
+    )
+
+
+def _check_zeros(unit: Unit, zeros: Levels, types: Sequence[str]) -> None:
+    """Refuse types in which a zero becomes another number."""
+    if not any(level.zeros for level in zeros):
+        return
+    inexact = [name for name in types if name != UNCHANGED and not storage_type(name).has_zero]
+    if inexact:
+        raise ConfigError(
+            f"space.bits.types: zeros of '{unit.name}' would not stay zero in {inexact[0]}; give "
+            "types that have a zero, as q4_0, q8_0 or w4g64, or leave out 'sparsity'"
+        )
