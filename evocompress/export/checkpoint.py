@@ -18,10 +18,11 @@ from evocompress.export.card import model_card
 from evocompress.export.choice import choose_format
 from evocompress.export.companions import copy_terms
 from evocompress.export.folder import check_room, check_target, whole_folder
-from evocompress.export.formats import FORMATS, WEIGHTS, Format, build
+from evocompress.export.formats import FORMATS, WEIGHTS, Format, TypedFormat, build
 from evocompress.export.gguf_writing import TYPES
 from evocompress.export.healed import checkpoint_state
 from evocompress.export.record import Record, write_record
+from evocompress.export.stored import stored_matrices
 from evocompress.export.weights import LevelWeights, compressed_state
 from evocompress.models.loading import LoadedModel
 from evocompress.space.costs import cost_parts
@@ -69,13 +70,18 @@ def materialize(
     name = choose_format(loaded, candidate, format)
     form = FORMATS[name]
     weights = _type_of_weights(loaded, candidate, form, weights)
-    model = build(name, loaded, _state(loaded, library, candidate, healed), candidate)
+    state = _state(loaded, library, candidate, healed)
+    model = build(name, loaded, state, candidate)
     if loaded.family.task.causal:
         model.generation_config = copy.deepcopy(loaded.model.generation_config)
     check_room(out, _bytes(model, weights))
     with whole_folder(out) as folder:
         check_target(out, overwrite)  # again: another process may have written it meanwhile
-        form.save(model, loaded, folder, weights)
+        stored = stored_matrices(loaded, library, candidate, state, healed=healed is not None)
+        if stored is not None and isinstance(form, TypedFormat) and stored.lane in form.lanes:
+            form.save_typed(model, loaded, folder, weights, stored)
+        else:
+            form.save(model, loaded, folder, weights)
         copy_terms(loaded, folder)
         record = _record(loaded, library, candidate, name)
         measured = form.measured(folder, loaded, candidate)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from evocompress.core.errors import EvoCompressError, ExportError, one_line
 from evocompress.core.registry import Registry
+from evocompress.core.storage import Lane
 from evocompress.core.types import Candidate
 from evocompress.export.deci import Deci
 from evocompress.export.folded import Folded
@@ -18,6 +19,7 @@ from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.padded import Padded
 from evocompress.export.running import Programs
 from evocompress.export.stock import Stock
+from evocompress.export.stored import StoredMatrices
 from evocompress.export.weights import StateDict
 from evocompress.models.loading import LoadedModel
 
@@ -76,6 +78,32 @@ class Format(Protocol):
 
     def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
         """Costs counted in the written files; see `evocompress.export.measure`."""
+        ...
+
+
+@runtime_checkable
+class TypedFormat(Format, Protocol):
+    """A format that holds matrices of coarser types as such; others hold the rounded weights.
+
+    Attributes:
+        lanes: Whose types.
+
+    Examples:
+        >>> isinstance(FORMATS["gguf"], TypedFormat), isinstance(FORMATS["hf"], TypedFormat)
+        (True, False)
+    """
+
+    lanes: ClassVar[frozenset[Lane]]
+
+    def save_typed(
+        self,
+        model: PreTrainedModel,
+        loaded: LoadedModel,
+        folder: Path,
+        weights: str | None,
+        stored: StoredMatrices,
+    ) -> None:
+        """`Format.save` with some matrices in types of their own."""
         ...
 
 

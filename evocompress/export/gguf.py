@@ -17,6 +17,7 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from evocompress.core.errors import ExportError
+from evocompress.core.storage import GGUF, Lane
 from evocompress.core.types import Candidate
 from evocompress.export.gguf_architectures import (
     ARCHITECTURES,
@@ -29,11 +30,12 @@ from evocompress.export.gguf_measure import gguf_costs
 from evocompress.export.gguf_obstacles import alike_obstacle, uneven_obstacle
 from evocompress.export.gguf_tokenizer import tokenizer_obstacle
 from evocompress.export.gguf_uneven import has_multipliers
-from evocompress.export.gguf_writing import GGUF_FILE, TYPES, write_gguf
+from evocompress.export.gguf_writing import GGUF_FILE, TYPES, typed_tensors, write_gguf
 from evocompress.export.layout import layout
 from evocompress.export.modeling_file import derived_config, known_classes
 from evocompress.export.running import Programs, Running
 from evocompress.export.stock import Stock
+from evocompress.export.stored import StoredMatrices
 from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
@@ -65,6 +67,7 @@ class Gguf:
     """A GGUF file, where the architecture can with arrays of head counts and FFN widths."""
 
     loading: ClassVar[str] = LOADING
+    lanes: ClassVar[frozenset[Lane]] = frozenset({GGUF})
     programs: ClassVar[Programs] = {
         "llama.cpp": Running(
             "llama.cpp's architecture of the type, or deci or openelm",
@@ -128,6 +131,19 @@ class Gguf:
     ) -> None:
         """Writes ``model.gguf``."""
         write_gguf(model, loaded, folder / GGUF_FILE, weights)
+
+    def save_typed(
+        self,
+        model: PreTrainedModel,
+        loaded: LoadedModel,
+        folder: Path,
+        weights: str | None,
+        stored: StoredMatrices,
+    ) -> None:
+        """Writes ``model.gguf`` with a type for each tensor."""
+        numbered = self.build(loaded, stored.numbered(), stored.candidate)
+        typed = typed_tensors(numbered, loaded, stored)
+        write_gguf(model, loaded, folder / GGUF_FILE, weights, typed)
 
     def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
         """The costs that can be counted in the file."""

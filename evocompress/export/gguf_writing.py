@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.core.errors import ExportError
+from evocompress.core.storage import StorageType
 from evocompress.export.gguf_architectures import architecture_of
 from evocompress.export.gguf_metadata import add_metadata
 from evocompress.export.gguf_mixers import FLOAT32
 from evocompress.export.gguf_tensors import named_tensors
 from evocompress.export.gguf_tokenizer import add_tokenizer
+from evocompress.export.stored import StoredMatrices
 from evocompress.models.loading import LoadedModel
 
 GGUF_FILE = "model.gguf"
@@ -50,12 +53,49 @@ TYPES: dict[str, WeightType] = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class TypedTensor:
+    """A tensor of a GGUF file that is stored already.
+
+    Attributes:
+        kind: Its type.
+        rows: (rows of all matrices that it has, bytes), uint8.
+    """
+
+    kind: StorageType
+    rows: Tensor
+
+
+def typed_tensors(
+    numbered: PreTrainedModel, loaded: LoadedModel, stored: StoredMatrices
+) -> dict[str, TypedTensor]:
+    """The tensors of coarser types, by llama.cpp's names.
+
+    Args:
+        numbered: The model with the numbers of the rows, see `StoredMatrices.numbered`.
+        loaded: The dense model.
+        stored: The rows.
+
+    Raises:
+        ExportError: A tensor of the file has matrices of several types.
+    """
+    found = architecture_of(loaded, alike=type(numbered) is type(loaded.model))
+    tensors = named_tensors(numbered, loaded, found)
+    rows = {name: stored.rows(t, name) for name, t in tensors.items() if t.dim() > 1}
+    return {name: TypedTensor(*each) for name, each in rows.items() if each is not None}
+
+
 def write_gguf(
-    model: PreTrainedModel, loaded: LoadedModel, path: Path, weights: str | None = None
+    model: PreTrainedModel,
+    loaded: LoadedModel,
+    path: Path,
+    weights: str | None = None,
+    typed: Mapping[str, TypedTensor] | None = None,
 ) -> None:
     """Writes a model of format ``hf`` or ``stock`` as one GGUF file.
 
-    Matrices are of the type `weights`, a key of `TYPES`, or the model's; vectors are float32.
+    Matrices are of the type `weights`, a key of `TYPES`, or the model's, but for those that are
+    `typed`; vectors are float32.
 
     Raises:
         ExportError: A weight is too large for the type, rows cannot be cut into its blocks, or
@@ -74,23 +114,27 @@ def write_gguf(
     tensors = named_tensors(model, loaded, found)
     writer = GGUFWriter(path, found.name)
     add_metadata(writer, model, loaded, tensors, found)
-    _add_kind(writer, kind)
+    typed = typed or {}
+    _add_kind(writer, kind, mixed=bool(typed))
     add_tokenizer(writer, loaded, len(tensors["token_embd.weight"]))
     for name, tensor in tensors.items():
-        _announce(writer, name, tensor, kind)
+        own = typed.get(name)
+        _announce(writer, name, tensor, _type_of(name, tensor, kind) if own is None else own.kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, tensor in tensors.items():
-        writer.write_tensor_data(_stored(name, tensor, kind))
+        own = typed.get(name)
+        writer.write_tensor_data(_stored(name, tensor, kind) if own is None else own.rows.numpy())
     writer.close()
 
 
-def _add_kind(writer: Any, kind: WeightType) -> None:
-    """Adds the type of the weights."""
+def _add_kind(writer: Any, kind: WeightType, *, mixed: bool) -> None:
+    """Adds the type of the weights; of several types it says that they are to be looked at."""
     import gguf
 
-    writer.add_file_type(getattr(gguf.LlamaFileType, _FILE_TYPES[kind.name]))
+    name = "GUESSED" if mixed else _FILE_TYPES[kind.name]
+    writer.add_file_type(getattr(gguf.LlamaFileType, name))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
@@ -102,15 +146,16 @@ _FILE_TYPES = {
 }
 
 
-def _announce(writer: Any, name: str, tensor: Tensor, kind: WeightType) -> None:
+def _announce(writer: Any, name: str, tensor: Tensor, kind: str | StorageType) -> None:
     """Reserves the place of a tensor in the file, before it is converted."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    qtype = GGMLQuantizationType[_type_of(name, tensor, kind)]
+    word = kind if isinstance(kind, str) else kind.name.upper()
+    qtype = GGMLQuantizationType[word]
     block, size = GGML_QUANT_SIZES[qtype]
     if tensor.shape[-1] % block:
         raise ExportError(
-            f"weights {kind.name.lower()}: {name} has {tensor.shape[-1]} columns, no multiple of "
+            f"weights {word.lower()}: {name} has {tensor.shape[-1]} columns, no multiple of "
             f"{block}: choose other weights"
         )
     count = tensor.numel() // block * size

@@ -24,7 +24,7 @@ from evocompress.compression.weights import (
     dense_followers,
     form_of,
 )
-from evocompress.core.types import DENSE, Candidate
+from evocompress.core.types import DENSE, Candidate, Level
 from evocompress.export.layout import Block, layout
 from evocompress.models.families import Family
 from evocompress.models.families.base import block_matrices
@@ -44,6 +44,10 @@ class LevelWeights(LevelStore, Protocol):
     @property
     def fingerprint(self) -> str:
         """Identifies the library's contents."""
+        ...
+
+    def parts(self, unit: str, level: Level, width: Level = ...) -> dict[str, Tensor]:
+        """What a file holds of a matrix of a coarser type, in a sub-layer of a width."""
         ...
 
 

@@ -61,6 +61,10 @@ class PlainLibrary:
             entry["bias"] = bias.to(weight)
         return entry
 
+    def parts(self, unit: str, level: Level, width: Level = DENSE) -> dict[str, Tensor]:
+        """No matrix has a coarser type."""
+        return {}
+
     def output(self, unit: str) -> str:
         """Name of the output matrix of a sub-layer unit."""
         return next(u.name for u in self._readers(unit) if "inner" not in u.columns)
