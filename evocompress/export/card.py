@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from evocompress.core.foreign_text import as_code, fence_of
+from evocompress.core.storage import storage_type
 from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
 from evocompress.export.record import Record
 from evocompress.space.costs import Part, amount_text, level_of
@@ -61,7 +62,7 @@ def _what_was_done(candidate: Candidate, parts: Sequence[Part]) -> list[str]:
     text = ["## What was done", *_dropped(levels, parts), *_merged(levels)]
     if any(level.narrow for level in levels.values()):
         text += [WIDTH_NOTE, _width_table(levels, parts)]
-    text += _zeros(levels, parts)
+    text += [*_zeros(levels, parts), *_types(levels, parts)]
     return text if len(text) > 1 else [*text, "Nothing: this is the dense model."]
 
 
@@ -112,13 +113,28 @@ def _width_table(levels: Mapping[str, Level], parts: Sequence[Part]) -> str:
 def _zeros(levels: Mapping[str, Level], parts: Sequence[Part]) -> Iterator[str]:
     zeros, weights = [], 0
     for part in parts:
-        sparse = [unit for unit in part.matrices if levels.get(unit.name, DENSE) != DENSE]
+        sparse = [unit for unit in part.matrices if levels.get(unit.name, DENSE).zeros]
         left = part.left(level_of(part, levels)).weights if sparse else {}
         zeros += [levels[unit.name].zeros_left(unit.numel, left[unit.name]) for unit in sparse]
         weights += sum(left[unit.name] for unit in sparse)
     if zeros:
         share = f"{sum(zeros):,} of their {weights:,} weights ({sum(zeros) / weights:.1%})"
         yield f"{len(zeros)} matrices have zeros: {share}. {SPARSE_NOTE}"
+
+
+def _types(levels: Mapping[str, Level], parts: Sequence[Part]) -> Iterator[str]:
+    """How many matrices are stored in which type, and their bytes."""
+    counts: dict[str, list[int]] = defaultdict(list)
+    for part in parts:
+        state = level_of(part, levels)
+        for unit in part.matrices:
+            if (name := levels.get(unit.name, DENSE).bits) and not state.drop:
+                counts[name].append(storage_type(name).bytes(*part.shape(unit, state)))
+    if counts:
+        order = sorted(counts, key=lambda name: storage_type(name).bits_per_weight, reverse=True)
+        rows = [f"| {n} | {len(counts[n])} | {sum(counts[n]):,} |" for n in order]
+        yield "Matrices in coarser types; `candidate.json` has the type of each:"
+        yield "\n".join(["| type | matrices | bytes |", "|---|---|---|", *rows])
 
 
 def _cost_table(record: Record) -> str:

@@ -27,6 +27,11 @@ from evocompress.export.weights import LevelWeights, compressed_state
 from evocompress.models.loading import LoadedModel
 from evocompress.space.costs import cost_parts
 
+ROUNDED_NOTE = (
+    "This format has one type for all weights: those of matrices with a coarser type are rounded "
+    "to its values, and take as much space as the others."
+)
+
 
 def materialize(
     loaded: LoadedModel,
@@ -82,6 +87,7 @@ def materialize(
             form.save_typed(model, loaded, folder, weights, stored)
         else:
             form.save(model, loaded, folder, weights)
+            notes = [*notes, *([ROUNDED_NOTE] if stored is not None else [])]
         copy_terms(loaded, folder)
         record = _record(loaded, library, candidate, name)
         measured = form.measured(folder, loaded, candidate)

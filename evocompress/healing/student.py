@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from evocompress.export.record import read_record, write_record
 from evocompress.export.reload import read_checkpoint
 from evocompress.healing.adapters import without_adapters
 from evocompress.models.checkpoints import quiet_transformers
-from evocompress.models.families import Family
+from evocompress.models.families import Family, Matrix
 from evocompress.models.families.sharing import share_modules
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
@@ -57,11 +58,9 @@ def zero_masks(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     layers that need no bias.
     """
     parameters = dict(model.named_parameters())
-    block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
     masks: dict[str, Tensor] = {}
     for matrix in family.matrices:
-        pattern = re.compile(f"({block}{matrix.pattern})\\.weight")
-        for name in (found[1] for found in map(pattern.fullmatch, parameters) if found):
+        for name in _names_of(matrix, parameters, family):
             weight = parameters[f"{name}.weight"].detach() == 0
             masks[f"{name}.weight"] = weight
             if f"{name}.bias" in parameters:
@@ -70,6 +69,20 @@ def zero_masks(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
                 gone = rows.all(1)
                 masks[f"{name}.bias"] = bias & (gone | bias.all())
     return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def matrix_names(model: PreTrainedModel, family: Family) -> list[str]:
+    """The names of the parameters that are matrices of the blocks."""
+    parameters = dict(model.named_parameters())
+    names = (name for one in family.matrices for name in _names_of(one, parameters, family))
+    return [f"{name}.weight" for name in names]
+
+
+def _names_of(matrix: Matrix, parameters: Iterable[str], family: Family) -> list[str]:
+    """The modules of a matrix in all blocks of a model with these parameters."""
+    block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
+    pattern = re.compile(f"({block}{matrix.pattern})\\.weight")
+    return [found[1] for found in map(pattern.fullmatch, parameters) if found]
 
 
 def _of_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:

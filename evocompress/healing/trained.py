@@ -6,6 +6,7 @@ blocks and the head do after blocks were dropped (Reassessing Layer Pruning, 241
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -17,8 +18,10 @@ from evocompress.core.config import HealConfig
 from evocompress.core.errors import ConfigError
 from evocompress.healing.adapters import adapter_weights, add_adapters
 from evocompress.healing.packages import check_packages
-from evocompress.healing.student import zero_masks
+from evocompress.healing.student import matrix_names, zero_masks
 from evocompress.models.families import Family
+
+LOG = logging.getLogger("evocompress")
 
 ALL = "all"
 NORMS = "norms"
@@ -29,9 +32,16 @@ LAST = "last:"
 
 
 def prepare_training(
-    model: PreTrainedModel, family: Family, config: HealConfig
+    model: PreTrainedModel, family: Family, config: HealConfig, *, typed: bool = False
 ) -> dict[str, Tensor]:
     """Lets what the configuration says have gradients, with adapters and recomputing if it says so.
+
+    Args:
+        model: The student.
+        family: Its family.
+        config: The recipe.
+        typed: Matrices of its blocks have coarser types, whose values they must keep: none of them
+            is trained.
 
     Returns:
         Where parameters stay zero, by their present names.
@@ -44,6 +54,8 @@ def prepare_training(
     named = dict(model.named_parameters())
     by_parameter = {id(named[name]): mask for name, mask in zeros.items()}
     choose_trained(model, family, config.train)
+    if typed:
+        _freeze_matrices(model, family, config.train)
     if LORA in config.train:
         add_adapters(model, family, zeros, config.lora_rank, config.seed)
     if config.checkpointing:
@@ -53,6 +65,27 @@ def prepare_training(
         for name, parameter in model.named_parameters()
         if id(parameter) in by_parameter
     }
+
+
+def _freeze_matrices(model: PreTrainedModel, family: Family, choices: Sequence[str]) -> None:
+    """Takes the gradients of the matrices of the blocks away again.
+
+    Raises:
+        ConfigError: Nothing is left to train, or adapters were asked for.
+    """
+    if LORA in choices:
+        raise ConfigError(
+            "heal.train=lora: adapters are merged into matrices, and those of this candidate have "
+            "coarser types: train norms, biases or head"
+        )
+    for name in matrix_names(model, family):
+        model.get_parameter(name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"heal.train={','.join(choices)}: the matrices of this candidate have coarser types, "
+            "stay as they are, and nothing else is named: train norms, biases or head"
+        )
+    LOG.warning("heal: the matrices of the blocks have coarser types and stay as they are")
 
 
 def recompute_blocks(model: PreTrainedModel, family: Family) -> None:

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from evocompress.core.files import write_text
 from evocompress.core.foreign_text import in_markdown, printable
 from evocompress.core.leftovers import clear_written
+from evocompress.core.types import Level
 from evocompress.evaluation.proxies import meaning_of
 from evocompress.report.allocation import UnitGrid, unit_grid
 from evocompress.report.columns import number
@@ -25,6 +26,7 @@ from evocompress.report.front import choice, detailed, embedded, front_scatter, 
 from evocompress.report.healing import healing_facts
 from evocompress.report.maps import allocation_map
 from evocompress.report.notes import allocation_text, facts, front_text, headlines, notes
+from evocompress.report.stored import stored_map, stored_text
 from evocompress.report.tables import last_candidates, tables
 
 
@@ -102,7 +104,7 @@ def value_name(run: RunData, proxy: str) -> str:
 
 
 def _sections(run: RunData) -> list[Section]:
-    sections = [_search(run), _allocation(run), _front(run), _healing(run)]
+    sections = [_search(run), _allocation(run), _stored(run), _front(run), _healing(run)]
     return [section for section in sections if section is not None]
 
 
@@ -131,9 +133,25 @@ def _winner_grid(run: RunData) -> UnitGrid | None:
 
 def _allocation(run: RunData) -> Section | None:
     cells = _winner_grid(run)
-    if cells is None:
+    if cells is None or _only_typed(run):
         return None
     return _section("Allocation", allocation_text(cells), allocation_map(cells))
+
+
+def _only_typed(run: RunData) -> bool:
+    """Whether all that a winner does is to store matrices in coarser types."""
+    levels = run.winner.by_name().values() if run.winner else ()
+    return any(levels) and all(level == Level(bits=level.bits) for level in levels)
+
+
+def _stored(run: RunData) -> Section | None:
+    if run.winner is None or not run.units:
+        return None
+    levels = run.winner.by_name()
+    figure = stored_map(run.units, levels)
+    if figure is None:
+        return None
+    return _section("Stored types", stored_text(run.units, levels), figure)
 
 
 def _front(run: RunData) -> Section | None:

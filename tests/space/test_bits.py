@@ -1,0 +1,160 @@
+"""Types of stored weights in a space: which levels there are, and what they cost."""
+
+import numpy as np
+import pytest
+
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import BudgetError, ConfigError
+from evocompress.core.storage import STORAGE
+from evocompress.core.types import DENSE, DROP, Candidate, Level
+from evocompress.space import sampling
+from evocompress.space.build import build_space
+from evocompress.testing.tiny import tiny_loaded
+
+MLP = "model.layers.1.mlp"
+UP, DOWN = f"{MLP}.up_proj", f"{MLP}.down_proj"
+
+
+def spaced(**config):
+    loaded = tiny_loaded()
+    units = list(loaded.family.units(loaded.model))
+    architecture = loaded.family.architecture(loaded.model)
+    return build_space(units, architecture, SpaceConfig.model_validate(config))
+
+
+def matrices(space):
+    return [unit for unit in space.encoding.tree if unit.kind == "matrix"]
+
+
+def test_levels_go_from_most_bits_to_fewest():
+    space = spaced(bits={"types": ["q4_0", "q8_0", "dense", "q5_1"]})
+    names = ["", "q8_0", "q5_1", "q4_0"]
+    assert all(levels == tuple(Level(bits=n) for n in names) for levels in space.levels)
+    assert len(space.levels) == len(matrices(space))
+    assert not space.encoding.default.any()
+
+
+def test_bytes_are_those_of_the_stored_rows():
+    space = spaced(bits={"types": ["q8_0", "q4_0", "q4_1"]})
+    dense = space.cost_model.dense()["weight_bytes"]
+    rng = np.random.default_rng(0)
+    genomes = rng.integers(0, space.encoding.sizes, (20, len(space.units)))
+    found = space.costs(genomes)["weight_bytes"]
+    for genome, weight_bytes in zip(genomes, found, strict=True):
+        named = space.candidate(genome).by_name
+        saved = sum(
+            4 * unit.numel - STORAGE[named[unit.name].bits].bytes(*unit.shape)
+            for unit in matrices(space)
+        )
+        assert weight_bytes == dense - saved
+    each = space.cost_model.of([space.candidate(genome) for genome in genomes])
+    assert np.array_equal(each["weight_bytes"], found)
+    assert np.array_equal(each["params"], np.full(20, space.cost_model.dense()["params"]))
+
+
+def test_a_narrowed_matrix_takes_the_bytes_of_what_is_left():
+    space = spaced(
+        bits={"types": ["dense", "q4_0"]},
+        width={"units": ["mlp"], "channels": [0.5], "multiple_of": 32},
+        drop={"units": ["attention", "mlp"]},
+    )
+    narrow, coarse = {MLP: Level(channels=64)}, {UP: Level(bits="q4_0")}
+    costs = [
+        space.cost_model.of([Candidate(tuple(sorted(levels.items())))])["weight_bytes"].item()
+        for levels in (narrow, narrow | coarse, {MLP: DROP})
+    ]
+    assert costs[0] - costs[1] == 4 * 64 * 64 - STORAGE["q4_0"].bytes(64, 64)
+    rng = np.random.default_rng(1)
+    genomes = np.stack([sampling.random(space, rng) for _ in range(30)])
+    each = space.cost_model.of([space.candidate(genome) for genome in genomes])
+    assert np.array_equal(each["weight_bytes"], space.costs(genomes)["weight_bytes"])
+
+
+def test_changes_of_one_gene_cost_what_the_changed_genomes_do():
+    space = spaced(
+        bits={"types": ["q8_0", "q4_0", "q4_1"]},
+        width={"units": ["mlp"], "channels": [0.25, 0.5, 0.75], "multiple_of": 32},
+        drop={},
+        budget={"weight_bytes": 0.5},
+    )
+    genome = sampling.random(space, np.random.default_rng(2))
+    genes, levels = space.encoding.options
+    after = space.budget_usage_after(genome, genes, levels)
+    for gene, level, used in zip(genes, levels, after, strict=True):
+        changed = genome.copy()
+        changed[gene] = level
+        assert used == pytest.approx(space.budget_usage(changed[None])[0])
+
+
+def test_zeros_come_in_every_type():
+    space = spaced(
+        sparsity={"target": 0.5, "pattern": "2:4", "match": ["*.mlp.*"]},
+        bits={"types": ["q8_0", "q4_0"]},
+    )
+    index = [unit.name for unit in space.units].index(UP)
+    zeros = 64 * 128 // 2
+    assert space.levels[index] == tuple(Level(zeros, "2:4", bits=n) for n in ("q8_0", "q4_0"))
+    assert space.levels[0] == (Level(bits="q8_0"), Level(bits="q4_0"))
+
+
+def test_even_and_random_genomes_meet_a_budget_of_bytes():
+    space = spaced(bits={"types": ["q8_0", "q5_0", "q4_0"]}, budget={"weight_bytes": 0.35})
+    even = sampling.uniform(space)
+    assert len(set(even.tolist())) == 1 and space.feasible(even[None])[0]
+    genomes = [sampling.random(space, np.random.default_rng(seed)) for seed in range(20)]
+    assert space.feasible(np.stack(genomes)).all()
+    assert len({genome.tobytes() for genome in genomes}) == 20
+    assert space.genome(space.candidate(genomes[0])).tolist() == genomes[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"bits": {"types": ["q4_k"]}}, ConfigError, "can have 64 inputs, no multiple of 256"),
+        (
+            {
+                "bits": {"types": ["q4_0"]},
+                "width": {"units": ["mlp"], "channels": [0.3], "multiple_of": 8},
+            },
+            ConfigError,
+            r"'model.layers.1.mlp.down_proj' can have 40 inputs|inputs, no multiple of 32",
+        ),
+        (
+            {"bits": {"types": ["q4_1"]}, "sparsity": {"target": 0.5}},
+            ConfigError,
+            "zeros of .* would not stay zero in q4_1",
+        ),
+        (
+            {"bits": {"types": ["q4_0"], "match": ["*.nothing"]}},
+            ConfigError,
+            r"space.bits.match: '\*.nothing' matches no unit",
+        ),
+        (
+            {"bits": {"types": ["q8_0", "q4_0"]}, "budget": {"weight_bytes": 0.1}},
+            BudgetError,
+            r"space.budget.weight_bytes: .* cannot be reached; this space spans",
+        ),
+        (
+            {"bits": {"types": ["q4_0"]}, "drop": {"units": ["block"], "merge": True}},
+            ConfigError,
+            "merged blocks can be neither narrowed nor given zeros nor stored coarser",
+        ),
+    ],
+)
+def test_refused(config, error, message):
+    with pytest.raises(error, match=message):
+        spaced(**config)
+
+
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        (["q4_0", "w4g32"], "q4_0 and w4g32|w4g32 and q4_0"),
+        (["q4"], "there is no type of weights 'q4'"),
+        (["dense"], "'dense' alone changes nothing"),
+    ],
+)
+def test_refused_types(types, message):
+    with pytest.raises(ValueError, match=message):
+        SpaceConfig.model_validate({"bits": {"types": types}})
+    assert DENSE.bits == ""
