@@ -15,7 +15,7 @@ import numpy as np
 from evocompress.core.arrays import Floats, Genome
 from evocompress.core.config_file import nearest
 from evocompress.core.errors import BudgetError, ConfigError
-from evocompress.space.costs import CACHED, COSTS, OPERATIONS, ROUTED, TIMED, CostModel
+from evocompress.space.costs import CACHED, COSTS, OPERATIONS, ROUTED, TIMED, TYPED, CostModel
 from evocompress.space.space import TOLERANCE, SearchSpace
 
 
@@ -33,6 +33,11 @@ def check_cost(name: str, model: CostModel, key: str) -> None:
         raise ConfigError(
             f"{key}: '{name}' is a cost of decoding with a key-value cache, which this model does "
             f"not have; choose from {known}"
+        )
+    if name in TYPED:
+        raise ConfigError(
+            f"{key}: '{name}' is a cost of types of stored weights, of which this space has none: "
+            "give space.bits"
         )
     if name in ROUTED:
         raise ConfigError(

@@ -68,7 +68,8 @@ def build_space(
     genes = _genes(units, architecture, config, adds_bias)
     if obstacle is not None:
         genes = fitting(genes, obstacle, f"space.fits: format '{config.fits}'")
-    model = cost_model(units, architecture, length=length, latency=latency)
+    typed = config.bits is not None
+    model = cost_model(units, architecture, length=length, latency=latency, typed=typed)
     matrices = {genes.units[index].name: genes.levels[index] for index in genes.matrices}
     table = model.table(genes.part_levels, matrices)
     space = SearchSpace(genes, model, table, budgets.resolve(config.budget, model))

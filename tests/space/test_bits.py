@@ -52,6 +52,26 @@ def test_bytes_are_those_of_the_stored_rows():
     assert np.array_equal(each["params"], np.full(20, space.cost_model.dense()["params"]))
 
 
+def test_bits_per_weight_are_those_of_the_dense_weights():
+    space = spaced(
+        bits={"types": ["dense", "q8_0", "q4_0"]},
+        drop={"units": ["mlp"]},
+        budget={"bits_per_weight": 7},
+    )
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        genome = sampling.random(space, rng)
+        named, tree = space.candidate(genome).by_name, space.encoding.tree
+        stored = weights = 0
+        for unit in matrices(space):
+            weights += unit.numel
+            level = named.get(unit.name, DENSE)
+            if not any(named.get(each.name) == DROP for each in tree.above(unit)):
+                stored += STORAGE[level.bits].bytes(*unit.shape) if level.bits else 4 * unit.numel
+        found = space.costs(genome[None])["bits_per_weight"].item()
+        assert found == pytest.approx(8 * stored / weights) and found <= 7
+
+
 def test_a_narrowed_matrix_takes_the_bytes_of_what_is_left():
     space = spaced(
         bits={"types": ["dense", "q4_0"]},
@@ -138,6 +158,11 @@ def test_even_and_random_genomes_meet_a_budget_of_bytes():
             {"bits": {"types": ["q4_0"]}, "drop": {"units": ["block"], "merge": True}},
             ConfigError,
             "merged blocks can be neither narrowed nor given zeros nor stored coarser",
+        ),
+        (
+            {"drop": {}, "budget": {"bits_per_weight": 4}},
+            ConfigError,
+            "'bits_per_weight' is a cost of types of stored weights",
         ),
     ],
 )

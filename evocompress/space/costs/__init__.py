@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import Architecture, Unit
-from evocompress.space.costs.counted import flops_costs, memory_costs, parameter_costs
+from evocompress.space.costs.counted import (
+    flops_costs,
+    memory_costs,
+    parameter_costs,
+    typed_costs,
+)
 from evocompress.space.costs.latency import LatencyTable
 from evocompress.space.costs.model import Cost, CostModel, CostTable
 from evocompress.space.costs.sublayers import Left, Part, cost_parts, level_of
@@ -19,6 +24,7 @@ __all__ = [
     "OPERATIONS",
     "ROUTED",
     "TIMED",
+    "TYPED",
     "Cost",
     "CostModel",
     "CostTable",
@@ -42,7 +48,8 @@ COSTS: dict[str, str] = {
     "matrix_nonzeros": "non-zero weights of the blocks' linear matrices (0.5 is 50% sparsity)",
     "flops": "floating-point operations of a prefill of one sequence, logits at each position",
     "decode_flops": "floating-point operations of one decoded token at full context",
-    "weight_bytes": "bytes of all weights stored densely: tied weights once, zeros counted",
+    "weight_bytes": "bytes of all weights: tied weights once, zeros counted, in their types",
+    "bits_per_weight": "bits of the blocks' matrices for each weight that they have when dense",
     "kv_bytes": "bytes of the cache of one sequence: keys, values, states",
     "latency": "seconds of a prefill, from a table measured by `evocompress profile`",
     "decode_latency": "seconds of a decoding step of decode[0] sequences, same table",
@@ -55,6 +62,9 @@ CACHED = ("decode_flops", "kv_bytes", "decode_latency")
 OPERATIONS = ("flops", "decode_flops")
 """The costs that count operations."""
 
+TYPED = ("bits_per_weight",)
+"""The costs that only a space with types of stored weights has."""
+
 ROUTED = ("active_params",)
 """The costs that only a mixture of experts has; elsewhere a token uses all parameters."""
 
@@ -65,6 +75,7 @@ def cost_model(
     *,
     length: int | None = None,
     latency: LatencyTable | None = None,
+    typed: bool = False,
 ) -> CostModel:
     """The costs of every candidate of a model.
 
@@ -76,6 +87,7 @@ def cost_model(
             one length only, as of images, that one.
         latency: Adds the costs ``latency`` and ``decode_latency``, which a mixture of experts
             does not have.
+        typed: Adds the costs of types of stored weights.
 
     Raises:
         ConfigError: `length` is not between 1 and the model's context.
@@ -86,13 +98,14 @@ def cost_model(
         raise ConfigError(
             f"cost length {length}: give 1 to {architecture.context} tokens, the model's context"
         )
+    parts = cost_parts(units, architecture)
     costs = (
         parameter_costs(architecture)
         | flops_costs(architecture, length)
         | memory_costs(architecture, length)
         | (timing_costs(latency) if latency and not architecture.experts else {})
+        | (typed_costs(parts, architecture) if typed else {})
     )
     known = COSTS if architecture.causal else [name for name in COSTS if name not in CACHED]
     ordered = {name: costs[name] for name in known if name in costs}
-    parts = cost_parts(units, architecture)
     return CostModel(parts, ordered, length, architecture.uncounted, architecture.dtype_bytes)

@@ -11,7 +11,9 @@ save nothing: a dense kernel multiplies by them, and a sparse one gains less tha
 
 from __future__ import annotations
 
-from evocompress.core.types import Architecture
+from collections.abc import Sequence
+
+from evocompress.core.types import DENSE, Architecture
 from evocompress.space.costs.model import Cost
 from evocompress.space.costs.sublayers import Left, Part
 
@@ -70,6 +72,21 @@ def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         ),
         "kv_bytes": Cost(0, cache, each_use=True),
     }
+
+
+def typed_costs(parts: Sequence[Part], architecture: Architecture) -> dict[str, Cost]:
+    """The mean bits of the weights of the blocks' matrices, with scales and the rest.
+
+    They are divided by the number of weights that the dense matrices have, so that what is cut
+    counts as stored in no bits, and costs of parts add up.
+    """
+    weights = sum(part.left(DENSE).weight for part in parts) + architecture.shared
+    each = 8 * architecture.dtype_bytes / weights
+
+    def bits(part: Part, left: Left) -> float:
+        return each * left.weight
+
+    return {"bits_per_weight": Cost(each * architecture.shared, bits, per_byte=8 / weights)}
 
 
 def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
