@@ -27,7 +27,7 @@ multiples of a scale from a whole number of them on; ``codebook``: no grid of eq
 """
 
 WORD = 32
-"""Bits of a word into which compressed-tensors packs integers; none is in two of them."""
+"""Bits of a word into which compressed-tensors packs integers, one after the other."""
 
 SCALE_BYTES = 2
 """Of a group's scale."""
@@ -90,14 +90,13 @@ class StorageType:
     @property
     def bits_per_weight(self) -> float:
         """Of large matrices, with scales and zero points."""
-        size = 10 * WORD * self.block  # which the integers of every type fill whole words of
+        size = WORD * self.block  # whose integers fill whole words
         return 8 * self.bytes(size, size) / size**2
 
 
 def _words(count: int, bits: int) -> int:
     """Bytes of so many integers in words."""
-    each = WORD // bits
-    return -(-count // each) * WORD // 8
+    return -(-count * bits // WORD) * WORD // 8
 
 
 HALVES = {"f16": 2, "bf16": 2}

@@ -11,6 +11,7 @@ from evocompress.core.errors import EvoCompressError, ExportError, one_line
 from evocompress.core.registry import Registry
 from evocompress.core.storage import Lane
 from evocompress.core.types import Candidate
+from evocompress.export.compressed import CompressedTensors
 from evocompress.export.deci import Deci
 from evocompress.export.folded import Folded
 from evocompress.export.gguf import Gguf
@@ -117,6 +118,7 @@ FORMATS: Registry[Format] = Registry(
         "folded": Folded(),
         "deci": Deci(),
         "gguf": Gguf(),
+        "compressed-tensors": CompressedTensors(),
     },
     lambda found: isinstance(found, Format) and not isinstance(found, type),
 )

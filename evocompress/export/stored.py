@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evocompress.compression.quantization.ggml import quantized
+from evocompress.compression.criteria import Statistics
+from evocompress.compression.quantization.gptq import RoundingTask
+from evocompress.compression.quantization.quantized import quantize_all
 from evocompress.compression.weights import form_of
 from evocompress.core.errors import ExportError
 from evocompress.core.storage import Lane, StorageType, storage_type
@@ -26,7 +28,8 @@ class StoredMatrices:
         candidate: Theirs.
         state: All of its tensors, by their names in the dense model.
         kinds: The type of each, by the name of the parameter in the dense model.
-        packed: Their rows (out, bytes), uint8.
+        parts: What a file holds of them; see
+            `evocompress.compression.quantization.quantized.QuantizedMatrix`.
         transposed: Those whose modules store (in, out).
 
     Examples:
@@ -37,8 +40,13 @@ class StoredMatrices:
     candidate: Candidate
     state: StateDict
     kinds: Mapping[str, StorageType]
-    packed: Mapping[str, Tensor]
+    parts: Mapping[str, Mapping[str, Tensor]]
     transposed: frozenset[str] = frozenset()
+
+    @property
+    def packed(self) -> dict[str, Tensor]:
+        """Of llama.cpp's types the rows (out, bytes), uint8."""
+        return {name: parts["packed"] for name, parts in self.parts.items()}
 
     @property
     def lane(self) -> Lane:
@@ -74,7 +82,7 @@ class StoredMatrices:
             return None
         if not bool((numbers == first).all()):
             raise ExportError(f"{place} has its columns in another order: leave out 'bits' of it")
-        names, begins = list(self.packed), self._begins
+        names, begins, packed = list(self.parts), self._begins, self.packed
         found = first.flatten().to(torch.int64)
         owners = torch.searchsorted(begins, found, right=True) - 1
         present = sorted(set(owners.tolist()))
@@ -85,9 +93,9 @@ class StoredMatrices:
             raise ExportError(
                 f"{place} would be of types {listed}{beside}: one tensor has one type there"
             )
-        every = torch.cat([self.packed[names[owner]] for owner in present])
+        every = torch.cat([packed[names[owner]] for owner in present])
         offsets = torch.zeros(len(names), dtype=torch.int64)
-        ends = torch.tensor([len(self.packed[names[owner]]) for owner in present]).cumsum(0)
+        ends = torch.tensor([len(packed[names[owner]]) for owner in present]).cumsum(0)
         offsets[present[1:]] = ends[:-1]
         return next(iter(kinds)), every[offsets[owners] + found - begins[owners]]
 
@@ -120,7 +128,7 @@ def stored_matrices(
     """
     levels, names = candidate.by_name, loaded.family.block_names
     kinds: dict[str, StorageType] = {}
-    packed: dict[str, Tensor] = {}
+    parts: dict[str, Mapping[str, Tensor]] = {}
     transposed: set[str] = set()
     for index, matrices in enumerate(block_matrices(loaded.family, loaded.model)):
         for matrix in matrices:
@@ -132,11 +140,17 @@ def stored_matrices(
             kind = kinds[f"{unit}.weight"] = storage_type(form.level.bits)
             if healed:
                 weight = state[f"{unit}.weight"]
-                rows = quantized(weight.T if matrix.transposed else weight, kind)
+                parts[f"{unit}.weight"] = _anew(weight.T if matrix.transposed else weight, kind)
             else:
                 assert library is not None
-                rows = library.parts(unit, form.level, form.width)["packed"]
-            packed[f"{unit}.weight"] = rows
+                parts[f"{unit}.weight"] = library.parts(unit, form.level, form.width)
     if not kinds:
         return None
-    return StoredMatrices(candidate, state, kinds, packed, frozenset(transposed))
+    return StoredMatrices(candidate, state, kinds, parts, frozenset(transposed))
+
+
+def _anew(weight: Tensor, kind: StorageType) -> Mapping[str, Tensor]:
+    """The parts of a matrix (out, in) whose inputs nothing is known of."""
+    known = Statistics(squares=torch.ones(weight.shape[1]), sequences=1)
+    (made,) = quantize_all([RoundingTask(weight.float(), kind)], known, "nearest", weight.dtype)
+    return made.parts

@@ -95,7 +95,8 @@ class TensorWriter:
         if spec is None or (key, tuple(tensor.shape)) != (expected, spec.shape):
             raise ValueError(f"tensor {key} of shape {tuple(tensor.shape)} was not announced here")
         stored = tensor.to("cpu", spec.dtype).contiguous()
-        self._put(stored.view(torch.uint8).numpy().data.cast("B"))
+        # A dimension of one element may have any stride.
+        self._put(stored.flatten().view(torch.uint8).numpy().data.cast("B"))
 
     def _put(self, data: bytes | memoryview) -> None:
         self._file.write(data)

@@ -15,7 +15,8 @@ from evocompress.compression.quantization.quantized import (
     Rounding,
     quantize_all,
 )
-from evocompress.core.storage import storage_type
+from evocompress.core.errors import LibraryError
+from evocompress.core.storage import StorageType, storage_type
 from evocompress.core.types import Level
 
 
@@ -61,7 +62,8 @@ def make_levels(
             if level.bits:
                 weight = sparse[place][replace(level, bits="")]
                 mask = weight == 0 if level.zeros else None
-                tasks[place, level] = RoundingTask(weight, storage_type(level.bits), mask)
+                kind = _fitting(storage_type(level.bits), weight.shape[1])
+                tasks[place, level] = RoundingTask(weight, kind, mask)
     stored: dict[tuple[int, Level], QuantizedMatrix] = {}
     if tasks:
         assert rounding is not None
@@ -76,6 +78,16 @@ def make_levels(
         ]
         for place, own in enumerate(levels)
     ]
+
+
+def _fitting(kind: StorageType, columns: int) -> StorageType:
+    """A type whose blocks rows of a length can be cut into."""
+    if not kind.fits(columns):
+        raise LibraryError(
+            f"type {kind.name} is impossible for a matrix with {columns} inputs, which its blocks "
+            f"of {kind.block} do not divide: choose another type"
+        )
+    return kind
 
 
 def _with_zeros(

@@ -139,6 +139,12 @@ def test_a_library_rounded_otherwise_does_not_serve(tmp_path):
         other.build(tmp_path / "library", wanted=wanted)
 
 
+def test_rows_that_blocks_do_not_divide_are_refused(tmp_path):
+    setting = Setting()
+    with pytest.raises(LibraryError, match="w4g128 is impossible for a matrix with 64 inputs"):
+        setting.build(tmp_path / "library", wanted={UP: [Level(bits="w4g128")]})
+
+
 def needs(rounding, stored, criterion=None):
     methods = methods_named(criterion, None, False, rounding, stored)
     assert isinstance(methods, Methods)

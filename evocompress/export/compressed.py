@@ -1,0 +1,202 @@
+"""Format ``compressed-tensors``: matrices of groups as that package packs them.
+
+transformers reads it by the package `compressed-tensors`, and vLLM by its own kernels. The rest is
+as in format ``stock``, or ``hf`` where that cannot express the candidate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evocompress.core.errors import ExportError
+from evocompress.core.files import read_json, write_json
+from evocompress.core.storage import GROUPS, Lane, StorageType, storage_type
+from evocompress.core.types import Candidate
+from evocompress.export.modeling_file import ModelingFile
+from evocompress.export.pretrained import LOADING
+from evocompress.export.running import Programs, Running
+from evocompress.export.stock import Stock
+from evocompress.export.stored import StoredMatrices
+from evocompress.export.weights import StateDict
+from evocompress.models.loading import LoadedModel
+
+PACKED = "pack-quantized"
+"""What compressed-tensors calls integers that are packed into words."""
+
+KERNEL_BITS = (4, 8)
+"""Bits for which vLLM has kernels."""
+
+INDEX = "model.safetensors.index.json"
+
+
+class CompressedTensors:
+    """Words of integers with scales, in place of the weights of a linear layer."""
+
+    loading: ClassVar[str] = f"# pip install compressed-tensors\n{LOADING}"
+    lanes: ClassVar[frozenset[Lane]] = frozenset({GROUPS})
+    programs: ClassVar[Programs] = {
+        "transformers": Running(
+            "the model's own class, with the package compressed-tensors", on_request=True
+        ),
+    }
+
+    def check_package(self) -> None:
+        """Nothing is needed to write it."""
+
+    def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
+        """A candidate without types of groups, or whose matrices are in no linear layers."""
+        types = {name: level.bits for name, level in candidate.levels if level.bits}
+        if not types:
+            return "holds matrices in groups (w4g64), of which this candidate has none"
+        other = next((n for n, t in types.items() if storage_type(t).lane != GROUPS), None)
+        if other is not None:
+            return f"holds groups (w4g64), and {other} has llama.cpp's type {types[other]}"
+        for name, kind in types.items():
+            if storage_type(kind).ranges == "zero point":
+                return (
+                    f"has no zero points, as {kind} of {name} has: transformers 5.23 reads none with "
+                    "compressed-tensors 0.20"
+                )
+            module = loaded.model.get_submodule(name)
+            if type(module) is not torch.nn.Linear:
+                return f"packs linear layers, and {name} is a {type(module).__name__}"
+        return _inner(loaded, candidate).obstacle(loaded, candidate)
+
+    def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
+        """Which bits vLLM has no kernels for, and the note of the inner format."""
+        bits = {storage_type(lv.bits).bits for _, lv in candidate.levels if lv.bits}
+        odd = sorted(bits - {*KERNEL_BITS})
+        words = " and ".join(map(str, odd))
+        kernels = f"vLLM has no kernels for {words} bits; transformers unpacks all." if odd else ""
+        inner = _inner(loaded, candidate).note(loaded, candidate)
+        return " ".join(filter(None, (kernels, inner)))
+
+    def check_weights(self, loaded: LoadedModel, candidate: Candidate, weights: str) -> None:
+        """Those of the other weights."""
+        _inner(loaded, candidate).check_weights(loaded, candidate, weights)
+
+    def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
+        """The model of the inner format."""
+        return _inner(loaded, candidate).build(loaded, state, candidate)
+
+    def save(
+        self, model: PreTrainedModel, loaded: LoadedModel, folder: Path, weights: str | None
+    ) -> None:
+        """There is always something in groups; see `obstacle`."""
+        raise ExportError("format 'compressed-tensors' holds matrices in groups: there are none")
+
+    def save_typed(
+        self,
+        model: PreTrainedModel,
+        loaded: LoadedModel,
+        folder: Path,
+        weights: str | None,
+        stored: StoredMatrices,
+    ) -> None:
+        """Writes what the inner format does, and puts words in the place of weights."""
+        inner = _inner(loaded, stored.candidate)
+        inner.save(model, loaded, folder, weights)
+        name_of = inner.name_of(loaded, stored.candidate)
+        found = _pack(folder, stored, name_of)
+        missing = stored.kinds.keys() - {name_of(name) for name in found}
+        if missing:
+            raise ExportError(
+                f"format 'compressed-tensors': {min(missing)} has another name in the checkpoint"
+            )
+        _write_config(folder, found)
+
+    def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
+        """The bytes of all tensors."""
+        size = 0
+        for file in folder.glob("*.safetensors"):
+            tensors = load_file(file).items()
+            size += sum(t.nbytes for name, t in tensors if not name.endswith(".weight_shape"))
+        return {"weight_bytes": size}
+
+
+def _inner(loaded: LoadedModel, candidate: Candidate) -> Stock | ModelingFile:
+    """The format of the rest."""
+    stock = Stock()
+    return stock if stock.obstacle(loaded, candidate) is None else ModelingFile()
+
+
+def _pack(
+    folder: Path, stored: StoredMatrices, name_of: Callable[[str], str]
+) -> dict[str, StorageType]:
+    """Replaces weights in the files of a folder.
+
+    Returns:
+        The type of each parameter that was replaced, by its name in the files.
+    """
+    found: dict[str, StorageType] = {}
+    places: dict[str, str] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in load_file(file).items():
+            dense = name_of(name)
+            if dense in stored.kinds:
+                found[name] = stored.kinds[dense]
+                tensors |= dict(_words(name, tensor, stored.parts[dense]))
+            else:
+                tensors[name] = tensor
+        save_file(tensors, file, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, file.name)
+    if (folder / INDEX).exists():
+        index = read_json(folder / INDEX)
+        write_json(folder / INDEX, index | {"weight_map": places})
+    return found
+
+
+def _words(name: str, weight: Tensor, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in the place of a weight."""
+    stem = name.removesuffix(".weight")
+    yield f"{stem}.weight_packed", parts["packed"]
+    yield f"{stem}.weight_scale", parts["scale"].to(weight.dtype)
+    yield f"{stem}.weight_shape", torch.tensor(weight.shape)
+
+
+def _write_config(folder: Path, found: Mapping[str, StorageType]) -> None:
+    """Adds the scheme of every matrix to config.json."""
+    by_kind: dict[str, list[str]] = {}
+    for name, kind in found.items():
+        by_kind.setdefault(kind.name, []).append(name.removesuffix(".weight"))
+    groups = {
+        f"group_{number}": {
+            "targets": sorted(targets),
+            "weights": _scheme(storage_type(kind)),
+            "input_activations": None,
+            "output_activations": None,
+            "format": PACKED,
+        }
+        for number, (kind, targets) in enumerate(sorted(by_kind.items()))
+    }
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "format": PACKED,
+        "config_groups": groups,
+        "ignore": [],
+    }
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _scheme(kind: StorageType) -> dict[str, Any]:
+    """What compressed-tensors says of a type."""
+    return {
+        "num_bits": kind.bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        "group_size": kind.block,
+        "dynamic": False,
+    }
