@@ -99,7 +99,8 @@ def _first(loaded: LoadedModel, candidate: Candidate, formats: Sequence[str], na
         if reason is None:
             return Choice(choice, "; ".join(passed))
         passed.append(f"format '{choice}' {reason}")
-    able = [one for one in FORMATS.usable() if obstacle_of(one, loaded, candidate) is None]
+    told = [one for one in FORMATS.usable() if not hasattr(FORMATS[one], "like")]
+    able = [one for one in told if obstacle_of(one, loaded, candidate) is None]
     raise ExportError(f"{passed[-1]}: {_listed(able)} can")
 
 

@@ -38,10 +38,15 @@ INDEX = "model.safetensors.index.json"
 
 
 class CompressedTensors:
-    """Words of integers with scales, in place of the weights of a linear layer."""
+    """Words of integers with scales, in place of the weights of a linear layer.
+
+    Attributes:
+        like: The format that holds the same, but for types of weights.
+    """
 
     loading: ClassVar[str] = f"# pip install compressed-tensors\n{LOADING}"
     lanes: ClassVar[frozenset[Lane]] = frozenset({GROUPS})
+    like: ClassVar[str] = "hf"
     programs: ClassVar[Programs] = {
         "transformers": Running(
             "the model's own class, with the package compressed-tensors", on_request=True
@@ -52,18 +57,16 @@ class CompressedTensors:
         """Nothing is needed to write it."""
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
-        """A candidate without types of groups, or whose matrices are in no linear layers."""
+        """Other types than groups, or matrices that are in no linear layers."""
         types = {name: level.bits for name, level in candidate.levels if level.bits}
-        if not types:
-            return "holds matrices in groups (w4g64), of which this candidate has none"
         other = next((n for n, t in types.items() if storage_type(t).lane != GROUPS), None)
         if other is not None:
             return f"holds groups (w4g64), and {other} has llama.cpp's type {types[other]}"
         for name, kind in types.items():
             if storage_type(kind).ranges == "zero point":
                 return (
-                    f"has no zero points, as {kind} of {name} has: transformers 5.23 reads none with "
-                    "compressed-tensors 0.20"
+                    f"has no zero points, as {kind} of {name} has: transformers 5.23 reads none "
+                    "with compressed-tensors 0.20"
                 )
             module = loaded.model.get_submodule(name)
             if type(module) is not torch.nn.Linear:
@@ -90,8 +93,11 @@ class CompressedTensors:
     def save(
         self, model: PreTrainedModel, loaded: LoadedModel, folder: Path, weights: str | None
     ) -> None:
-        """There is always something in groups; see `obstacle`."""
-        raise ExportError("format 'compressed-tensors' holds matrices in groups: there are none")
+        """What the inner format writes: nothing is in groups."""
+        inner: Stock | ModelingFile = (
+            Stock() if type(model) is type(loaded.model) else ModelingFile()
+        )
+        inner.save(model, loaded, folder, weights)
 
     def save_typed(
         self,
@@ -114,7 +120,9 @@ class CompressedTensors:
         _write_config(folder, found)
 
     def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
-        """The bytes of all tensors."""
+        """The bytes of all tensors; with nothing in groups all costs of the inner format."""
+        if not any(level.bits for _, level in candidate.levels):
+            return _inner(loaded, candidate).measured(folder, loaded, candidate)
         size = 0
         for file in folder.glob("*.safetensors"):
             tensors = load_file(file).items()

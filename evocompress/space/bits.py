@@ -15,17 +15,17 @@ from evocompress.core.units import UnitTree
 from evocompress.core.widths import dense_widths
 from evocompress.space.levels import matching_units
 
-Levels = tuple[Level, ...]
+LevelChoice = tuple[Level, ...]
 
 
 def stored_levels(
     units: Sequence[Unit],
     architecture: Architecture,
     config: BitsSpace,
-    narrow: Mapping[str, Levels],
-    sparse: Mapping[str, Levels],
+    narrow: Mapping[str, LevelChoice],
+    sparse: Mapping[str, LevelChoice],
     targets: Mapping[str, int],
-) -> dict[str, tuple[Levels, int]]:
+) -> dict[str, tuple[LevelChoice, int]]:
     """The levels of every matched matrix, from most bytes to fewest, and the one to begin with.
 
     A matrix with levels of sparsity has each of them in each type. It begins with its target, in
@@ -60,7 +60,7 @@ def stored_levels(
     return found
 
 
-def _row_lengths(unit: Unit, architecture: Architecture, widths: Levels) -> list[int]:
+def _row_lengths(unit: Unit, architecture: Architecture, widths: LevelChoice) -> list[int]:
     """The inputs that a matrix may have."""
     assert unit.shape is not None
     dense = dense_widths(architecture, unit.block)
@@ -82,7 +82,7 @@ def _fitting(unit: Unit, config: BitsSpace, lengths: Sequence[int]) -> list[str]
     )
 
 
-def _check_zeros(unit: Unit, zeros: Levels, types: Sequence[str]) -> None:
+def _check_zeros(unit: Unit, zeros: LevelChoice, types: Sequence[str]) -> None:
     """Refuse types in which a zero becomes another number."""
     if not any(level.zeros for level in zeros):
         return

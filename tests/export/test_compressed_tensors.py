@@ -91,7 +91,6 @@ def test_refused_by_name(made, tmp_path):
     name = next(iter(levels))
     cases = {
         "has no zero points, as w4g32z of": levels | {name: Level(bits="w4g32z")},
-        "of which this candidate has none": {MLP: NARROW},
         "has llama.cpp's type q8_0": levels | {name: Level(bits="q8_0")},
     }
     for message, changed in cases.items():

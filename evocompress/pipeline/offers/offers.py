@@ -116,6 +116,8 @@ def _formats(loaded: LoadedModel, units: UnitTree) -> dict[str, Holding]:
     changes = _changes(units, loaded.family.architecture(loaded.model))
     found = {}
     for name in FORMATS.usable():
+        if hasattr(FORMATS[name], "like"):  # which has a column of its own
+            continue
         obstacles = {change: obstacle_of(name, loaded, one) for change, one in changes.items()}
         held = tuple(change for change, reason in obstacles.items() if reason is None)
         found[name] = Holding(held, next(filter(None, obstacles.values()), ""))
