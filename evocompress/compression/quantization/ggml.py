@@ -27,6 +27,9 @@ PLAIN = frozenset(("f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4
 
 LIBRARY = "libggml-base.so"
 
+LEAST_IMPORTANCE = 1e-6
+"""Of an input, as a share of the greatest."""
+
 PackedRows = NDArray[np.uint8]
 
 
@@ -57,18 +60,16 @@ def quantized(weight: Tensor, kind: StorageType, importance: Tensor | None = Non
     if kind.name not in PLAIN:
         raise LibraryError(
             f"type {kind.name} is made by ggml, which is not installed: pip install "
-            f"'evocompress[ggml]', or choose among {', '.join(sorted(PLAIN))}"
+            f"llama-cpp-python, or choose among {', '.join(sorted(PLAIN))}"
         )
-    import gguf
-
+    gguf = _gguf()
     made = gguf.quantize(values, _number(kind))
     return torch.from_numpy(np.ascontiguousarray(made).view(np.uint8))
 
 
 def dequantized(stored: Tensor, kind: StorageType) -> Tensor:
     """The matrix (out, in) float32 of bytes (out, bytes of a row)."""
-    import gguf
-
+    gguf = _gguf()
     found = gguf.dequantize(stored.cpu().numpy(), _number(kind))
     return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
 
@@ -104,9 +105,19 @@ def _halves(values: Tensor) -> PackedRows:
 
 
 def _number(kind: StorageType) -> Any:
-    from gguf import GGMLQuantizationType
+    return _gguf().GGMLQuantizationType[kind.name.upper()]
 
-    return GGMLQuantizationType[kind.name.upper()]
+
+def _gguf() -> Any:
+    """gguf-py, which reads all types."""
+    try:
+        import gguf
+    except ModuleNotFoundError:
+        raise LibraryError(
+            "llama.cpp's types need a package that is not installed: pip install "
+            "'evocompress[gguf]'"
+        ) from None
+    return gguf
 
 
 @cache
@@ -133,8 +144,10 @@ def _by_ggml(
     rows, columns = values.shape
     made = np.empty((rows, kind.bytes(1, columns)), dtype=np.uint8)
     weights = None
-    if importance is not None:
-        weights = np.ascontiguousarray(importance.float().cpu().numpy())
+    if importance is not None and bool(importance.any()):
+        # An input that is always zero weighs next to nothing, but ggml divides by sums of weights.
+        whole = importance.float().clamp_min(float(importance.max()) * LEAST_IMPORTANCE)
+        weights = np.ascontiguousarray(whole.cpu().numpy())
     elif ggml.ggml_quantize_requires_imatrix(int(_number(kind))):
         weights = np.ones(columns, dtype=np.float32)  # without any ggml ends the process
     pointer = None if weights is None else weights.ctypes.data

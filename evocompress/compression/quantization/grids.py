@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evocompress.core.errors import LibraryError
 from evocompress.core.storage import GROUPS, StorageType
 
 
@@ -50,6 +51,9 @@ def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> BlockG
         block: Weights (inputs, rows), float32.
         kind: A type with a uniform grid.
         stored: Type in which scales are stored.
+
+    Raises:
+        LibraryError: A scale is beyond the range of its type.
     """
     least, most = block.amin(0), block.amax(0)
     steps = 2**kind.bits - 1
@@ -74,7 +78,14 @@ def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> BlockG
 
 
 def _as_stored(values: Tensor, stored: torch.dtype) -> Tensor:
-    return values.to(stored).to(values.dtype)
+    """Numbers as they are read back from their type."""
+    found = values.to(stored).to(values.dtype)
+    if not bool(found.isfinite().all()):
+        raise LibraryError(
+            f"weights are too large, or not finite, for scales of type {stored}: leave the matrix "
+            "out"
+        )
+    return found
 
 
 def _divisor(scale: Tensor) -> Tensor:

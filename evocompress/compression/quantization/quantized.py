@@ -19,6 +19,9 @@ from evocompress.compression.quantization.gptq import (
 )
 from evocompress.core.storage import GROUPS, WORD, StorageType
 
+ROWS = 64
+"""That are packed into words at a time."""
+
 Rounding = Literal["gptq", "nearest"]
 
 
@@ -116,10 +119,14 @@ def in_words(codes: Tensor, bits: int) -> Tensor:
     They lie one after the other, the first in the lowest bits, and some are in two words: as
     compressed-tensors packs them since 0.20. Of 2, 4 and 8 bits none is, as before.
     """
-    places = torch.arange(bits, device=codes.device)
-    each = ((codes[..., None] >> places) & 1).flatten(1).to(torch.int64)
+    return torch.cat([_few_in_words(part, bits) for part in torch.split(codes.cpu(), ROWS)])
+
+
+def _few_in_words(codes: Tensor, bits: int) -> Tensor:
+    """`in_words` of some rows: there are bits times as many numbers meanwhile."""
+    each = ((codes[..., None] >> torch.arange(bits)) & 1).flatten(1).to(torch.int64)
     each = torch.nn.functional.pad(each, (0, -each.shape[1] % WORD))
-    words = (each.view(len(codes), -1, WORD) << torch.arange(WORD, device=codes.device)).sum(2)
+    words = (each.view(len(codes), -1, WORD) << torch.arange(WORD)).sum(2)
     return words.to(torch.uint32).view(torch.int32)
 
 

@@ -1,5 +1,7 @@
 """PackedRows of llama.cpp's types against gguf-py, which reads them."""
 
+import sys
+
 import gguf
 import pytest
 import torch
@@ -76,3 +78,19 @@ def test_ggml_makes_all_types(kind):
     assert stored.nbytes == kind.bytes(*weight.shape)
     change = ggml.dequantized(stored, kind) - weight
     assert float((change.square() * importance).sum()) < float((weight.square() * importance).sum())
+
+
+@pytest.mark.skipif(not ggml.makes_all_types(), reason="llama-cpp-python is not installed")
+@pytest.mark.parametrize("name", ["q4_k", "iq2_xxs", "iq4_nl", "q4_0"])
+@pytest.mark.parametrize("dead", [100, 512])
+def test_inputs_that_are_always_zero_are_stored_as_well(name, dead):
+    weight, importance = weights(), torch.ones(512)
+    importance[:dead] = 0
+    found = ggml.dequantized(ggml.quantized(weight, STORAGE[name], importance), STORAGE[name])
+    assert found.isfinite().all()
+
+
+def test_without_gguf_one_line_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(LibraryError, match=r"pip install 'evocompress\[gguf\]'"):
+        ggml.quantized(weights(), STORAGE["f16"])

@@ -7,6 +7,7 @@ from evocompress.compression.criteria import Statistics
 from evocompress.compression.criteria.base import relative_errors
 from evocompress.compression.quantization.gptq import RoundingTask, gptq, round_to_nearest
 from evocompress.compression.quantization.rounding import COMPILED, PLAIN
+from evocompress.core.errors import LibraryError
 from evocompress.core.storage import STORAGE
 
 NAMES = ["w2g32", "w3g64z", "w4g128", "w4g32z", "w8g64z", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
@@ -136,3 +137,11 @@ def test_constant_and_empty_blocks_are_kept():
     for name in ("q4_0", "q4_1", "w4g32", "w4g32z", "q8_0"):
         (found,) = gptq([RoundingTask(weight, STORAGE[name])], statistics.factor, torch.float16)
         torch.testing.assert_close(found.weight, weight, rtol=0.07, atol=0)
+
+
+def test_weights_beyond_the_range_of_scales_are_refused():
+    weight, statistics = example(rows=3)
+    for broken in (weight * 1e8, weight.masked_fill(weight > 2, float("nan"))):
+        for name in NAMES:
+            with pytest.raises(LibraryError, match="too large, or not finite, for scales"):
+                gptq([RoundingTask(broken, STORAGE[name])], statistics.factor, torch.float16)
