@@ -1,0 +1,1 @@
+"""How precisely matrices are stored: types, grids, and rounding to them."""

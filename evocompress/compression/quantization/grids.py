@@ -1,0 +1,93 @@
+"""The values that a block of weights can have: chosen from the weights, before any is rounded.
+
+A block's grid is ``minimum + scale · code`` with codes from `low` to `high`. Scales, and minima
+that are stored, are numbers of the type in which they are stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evocompress.core.errors import LibraryError
+from evocompress.core.storage import GROUPS, StorageType
+
+
+@dataclass(frozen=True, eq=False)
+class BlockGrid:
+    """The grids of blocks, one of each row.
+
+    Attributes:
+        scale: Step between two values (rows,); never 0.
+        minimum: Value of code 0 (rows,).
+        zero: The code of 0.0 (rows,), of types that have one.
+        low, high: The least and the greatest code.
+    """
+
+    scale: Tensor
+    minimum: Tensor
+    zero: Tensor
+    low: int
+    high: int
+
+    def codes(self, weights: Tensor) -> Tensor:
+        """The nearest codes of weights (inputs, rows), as floats."""
+        places = (weights - self.minimum) / self.scale
+        return places.round().clamp(self.low, self.high)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """What codes (inputs, rows) stand for."""
+        return codes * self.scale + self.minimum
+
+
+def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> BlockGrid:
+    """The grid that just holds the weights of a block.
+
+    As ggml's own code does for its types, and as compressed-tensors does for groups.
+
+    Args:
+        block: Weights (inputs, rows), float32.
+        kind: A type with a uniform grid.
+        stored: Type in which scales are stored.
+
+    Raises:
+        LibraryError: A scale is beyond the range of its type.
+    """
+    least, most = block.amin(0), block.amax(0)
+    steps = 2**kind.bits - 1
+    if kind.ranges == "affine":
+        scale, minimum = _as_stored((most - least) / steps, stored), _as_stored(least, stored)
+        return BlockGrid(_divisor(scale), minimum, torch.zeros_like(scale), 0, steps)
+    if kind.ranges == "zero point":
+        least, most = least.clamp_max(0), most.clamp_min(0)
+        scale = _divisor(_as_stored((most - least) / steps, stored))
+        zero = (-least / scale).round().clamp(0, steps)
+        return BlockGrid(scale, -scale * zero, zero, 0, steps)
+    middle, low = 2 ** (kind.bits - 1), 0
+    size = torch.maximum(most, -least)
+    if kind.lane == GROUPS:
+        scale = size / (steps / 2)
+    elif kind.bits == 8:
+        scale, low = size / (middle - 1), 1
+    else:  # the weight of largest size, whatever its sign, has the code whose value is largest
+        scale = torch.where(most >= -least, most, least) / -middle
+    scale = _divisor(_as_stored(scale, stored))
+    return BlockGrid(scale, -scale * middle, torch.full_like(scale, middle), low, steps)
+
+
+def _as_stored(values: Tensor, stored: torch.dtype) -> Tensor:
+    """Numbers as they are read back from their type."""
+    found = values.to(stored).to(values.dtype)
+    if not bool(found.isfinite().all()):
+        raise LibraryError(
+            f"weights are too large, or not finite, for scales of type {stored}: leave the matrix "
+            "out"
+        )
+    return found
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """A scale, or 1 where all weights are alike: their codes are then all the same."""
+    return torch.where(scale == 0, 1.0, scale)
