@@ -73,7 +73,7 @@ FIGURES = {
     "healing": [f"{setting}_none_0_kl_three" for setting in ("widths", "zeros")],
     "proxy_validity": [f"{setting}_regret_plain" for setting in ("widths", "zeros")],
     "bottom_line": [
-        *("ours_kl_80", "best_other_kl_80", "ours_ppl_80", "uniform_kl_80_sd", "flap_kl_80"),
+        *("ours_kl_80", "best_other_kl_80", "ours_ppl_three_80", "uniform_kl_80_sd", "flap_kl_80"),
         *("last_kl_80", "shortgpt_kl_80", "evopress_kl_80"),
     ],
     "claims": ["super_weight_kl", "last_all_kl", "shortgpt_last_3_head_kl", "repeated_4_kl"],

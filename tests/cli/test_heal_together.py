@@ -27,7 +27,9 @@ STEPS = ("heal.steps=6", "heal.learning_rate=0.003")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("together")
     tiny_checkpoint(home / "model")
-    run = api.search(RunConfig.model_validate(small_run(home)))
+    settings = small_run(home)
+    settings["heal"] |= {"batch": 2, "accumulate": 2}
+    run = api.search(RunConfig.model_validate(settings))
     api.materialize(run)
     return run
 

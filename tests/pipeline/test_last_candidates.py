@@ -65,7 +65,8 @@ def test_the_best_after_healing_wins_and_the_values_are_those_of_healing_by_hand
     assert winner.id == min(last, key=lambda row: row.after or 0).id
     loaded, candidates = load(str(made / "model")), Memory(whole / "journal.jsonl").candidates
     calibration = load_calibration(config.calibration, loaded)
-    own = HealConfig(steps=4, evaluate_every=2, validation_sequences=2)  # 4 x 128 tokens
+    # 4 x 128 tokens.
+    own = HealConfig(steps=4, batch=4, evaluate_every=2, validation_sequences=2)
     text = FreshText(own, config.calibration, loaded, calibration)
     train, validation = text.take_both(own.sequences, 2)
     for row in last:
@@ -297,6 +298,7 @@ def test_a_front_is_refused_by_what_the_searcher_is_for() -> None:
     config = RunConfig.model_validate(
         {"name": "n", "model": {"source": "m"}, "space": {"drop": {}}, "search": {"heal_last": {}}}
     )
-    short_healing.check_short_healing(config, 512, ())
+    given = (config.search.heal_last, config.heal.sized(512), 512)
+    short_healing.check_short_healing(*given, ())
     with pytest.raises(ConfigError, match="a front of params, flops"):
-        short_healing.check_short_healing(config, 512, ("params", "flops"))
+        short_healing.check_short_healing(*given, ("params", "flops"))

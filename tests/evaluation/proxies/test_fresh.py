@@ -57,7 +57,9 @@ def read(
     loaded: LoadedModel, cutting: CalibrationConfig, **changes: Any
 ) -> tuple[Taken, Calibration]:
     calibration = load_calibration(cutting, loaded)
-    given = HealConfig.model_validate({"steps": 3, "validation_sequences": 2, **changes})
+    given = HealConfig.model_validate(
+        {"steps": 3, "batch": 2, "accumulate": 2, "validation_sequences": 2, **changes}
+    )
     config = given.at(LENGTH)
     text = FreshText(config, cutting, loaded, calibration)
     train, validation = text.take_both(config.sequences, config.validation_sequences)
