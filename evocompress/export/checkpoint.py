@@ -22,7 +22,7 @@ from evocompress.export.formats import FORMATS, WEIGHTS, Format, TypedFormat, bu
 from evocompress.export.gguf_writing import TYPES
 from evocompress.export.healed import checkpoint_state
 from evocompress.export.record import Record, write_record
-from evocompress.export.stored import stored_matrices
+from evocompress.export.stored import lane_of, stored_matrices
 from evocompress.export.weights import LevelWeights, compressed_state
 from evocompress.models.loading import LoadedModel
 from evocompress.space.costs import cost_parts
@@ -75,19 +75,22 @@ def materialize(
     name = choose_format(loaded, candidate, format)
     form = FORMATS[name]
     weights = _type_of_weights(loaded, candidate, form, weights)
-    state = _state(loaded, library, candidate, healed)
+    state, lane = _state(loaded, library, candidate, healed), lane_of(candidate)
+    stored = None
+    if lane is not None and isinstance(form, TypedFormat) and lane in form.lanes:
+        stored = stored_matrices(loaded, library, candidate, state)
+        state = dict(stored.state)
     model = build(name, loaded, state, candidate)
     if loaded.family.task.causal:
         model.generation_config = copy.deepcopy(loaded.model.generation_config)
     check_room(out, _bytes(model, weights))
     with whole_folder(out) as folder:
         check_target(out, overwrite)  # again: another process may have written it meanwhile
-        stored = stored_matrices(loaded, library, candidate, state, healed=healed is not None)
-        if stored is not None and isinstance(form, TypedFormat) and stored.lane in form.lanes:
+        if stored is not None and isinstance(form, TypedFormat):
             form.save_typed(model, loaded, folder, weights, stored)
         else:
             form.save(model, loaded, folder, weights)
-            notes = [*notes, *([ROUNDED_NOTE] if stored is not None else [])]
+            notes = [*notes, *([ROUNDED_NOTE] if lane is not None else [])]
         copy_terms(loaded, folder)
         record = _record(loaded, library, candidate, name)
         measured = form.measured(folder, loaded, candidate)

@@ -142,7 +142,7 @@ class Gguf:
     ) -> None:
         """Writes ``model.gguf`` with a type for each tensor."""
         numbered = self.build(loaded, stored.numbered(), stored.candidate)
-        typed = typed_tensors(numbered, loaded, stored)
+        typed = typed_tensors(model, numbered, loaded, stored)
         write_gguf(model, loaded, folder / GGUF_FILE, weights, typed)
 
     def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:

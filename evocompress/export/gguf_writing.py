@@ -20,7 +20,7 @@ from evocompress.export.gguf_metadata import add_metadata
 from evocompress.export.gguf_mixers import FLOAT32
 from evocompress.export.gguf_tensors import named_tensors
 from evocompress.export.gguf_tokenizer import add_tokenizer
-from evocompress.export.stored import StoredMatrices
+from evocompress.export.stored import StoredMatrices, TypedRows
 from evocompress.models.loading import LoadedModel
 
 GGUF_FILE = "model.gguf"
@@ -53,25 +53,13 @@ TYPES: dict[str, WeightType] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class TypedTensor:
-    """A tensor of a GGUF file that is stored already.
-
-    Attributes:
-        kind: Its type.
-        rows: (rows of all matrices that it has, bytes), uint8.
-    """
-
-    kind: StorageType
-    rows: Tensor
-
-
 def typed_tensors(
-    numbered: PreTrainedModel, loaded: LoadedModel, stored: StoredMatrices
-) -> dict[str, TypedTensor]:
+    model: PreTrainedModel, numbered: PreTrainedModel, loaded: LoadedModel, stored: StoredMatrices
+) -> dict[str, TypedRows]:
     """The tensors of coarser types, by llama.cpp's names.
 
     Args:
+        model: What is to be written.
         numbered: The model with the numbers of the rows, see `StoredMatrices.numbered`.
         loaded: The dense model.
         stored: The rows.
@@ -80,9 +68,12 @@ def typed_tensors(
         ExportError: A tensor of the file has matrices of several types.
     """
     found = architecture_of(loaded, alike=type(numbered) is type(loaded.model))
-    tensors = named_tensors(numbered, loaded, found)
-    rows = {name: stored.rows(t, name) for name, t in tensors.items() if t.dim() > 1}
-    return {name: TypedTensor(*each) for name, each in rows.items() if each is not None}
+    numbers = named_tensors(numbered, loaded, found)
+    values = named_tensors(model, loaded, found)
+    rows = {
+        name: stored.rows(own, values[name], name) for name, own in numbers.items() if own.dim() > 1
+    }
+    return {name: each for name, each in rows.items() if each is not None}
 
 
 def write_gguf(
@@ -90,7 +81,7 @@ def write_gguf(
     loaded: LoadedModel,
     path: Path,
     weights: str | None = None,
-    typed: Mapping[str, TypedTensor] | None = None,
+    typed: Mapping[str, TypedRows] | None = None,
 ) -> None:
     """Writes a model of format ``hf`` or ``stock`` as one GGUF file.
 

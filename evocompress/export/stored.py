@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from evocompress.compression.criteria import Statistics
+from evocompress.compression.quantization.ggml import dequantized
 from evocompress.compression.quantization.gptq import RoundingTask
-from evocompress.compression.quantization.quantized import quantize_all
+from evocompress.compression.quantization.quantized import QuantizedMatrix, quantize_all
 from evocompress.compression.weights import form_of
 from evocompress.core.errors import ExportError
 from evocompress.core.storage import Lane, StorageType, storage_type
@@ -19,6 +20,39 @@ from evocompress.export.weights import LevelWeights, StateDict
 from evocompress.models.families.base import block_matrices
 from evocompress.models.loading import LoadedModel
 
+CHANGED = (
+    "has not only its rows in another order than the matrices that it is made of: leave these out "
+    "of space.bits.match"
+)
+
+NEAR = 2**-7
+"""How far what is read back may be from the model's weights, as a share of the largest: theirs
+have eight bits."""
+
+
+@dataclass(frozen=True, eq=False)
+class TypedRows:
+    """A tensor of a file that is stored already.
+
+    Attributes:
+        kind: Its type.
+        rows: (rows of all matrices that it has, bytes), uint8.
+    """
+
+    kind: StorageType
+    rows: Tensor
+
+
+def _check_read_back(rows: Tensor, kind: StorageType, values: Tensor, place: str) -> None:
+    """Refuses rows that are read back as other values than those that are to be written.
+
+    Columns in another order, and multipliers, are seen so.
+    """
+    read = dequantized(rows, kind).view(values.shape)
+    wanted = values.detach().float().cpu()
+    if not bool((read - wanted).abs().max() <= NEAR * wanted.abs().max()):
+        raise ExportError(f"{place} {CHANGED}")
+
 
 @dataclass(frozen=True, eq=False)
 class StoredMatrices:
@@ -26,7 +60,7 @@ class StoredMatrices:
 
     Attributes:
         candidate: Theirs.
-        state: All of its tensors, by their names in the dense model.
+        state: All of its tensors, by their names in the dense model, as they are read back.
         kinds: The type of each, by the name of the parameter in the dense model.
         parts: What a file holds of them; see
             `evocompress.compression.quantization.quantized.QuantizedMatrix`.
@@ -48,42 +82,44 @@ class StoredMatrices:
         """Of llama.cpp's types the rows (out, bytes), uint8."""
         return {name: parts["packed"] for name, parts in self.parts.items()}
 
-    @property
-    def lane(self) -> Lane:
-        """Whose types they are."""
-        return next(iter(self.kinds.values())).lane
-
     def numbered(self) -> dict[str, Tensor]:
-        """The state in which every row of these matrices, and no other, is full of its number."""
+        """The state in which every row of these matrices, and no other, is full of its number.
+
+        In main memory, and in float64, which holds the numbers of all rows of any model.
+        """
         found = {
-            name: torch.zeros_like(tensor, dtype=torch.float32)
+            name: torch.zeros(1, dtype=torch.float64).expand(tensor.shape)
             for name, tensor in self.state.items()
         }
         first = 1
-        for name, rows in self.packed.items():
-            numbers = torch.arange(first, first + len(rows), dtype=torch.float32)
+        for name, parts in self.parts.items():
+            count = len(parts["packed"])
+            numbers = torch.arange(first, first + count, dtype=torch.float64)
             own = numbers[None] if name in self.transposed else numbers[:, None]
-            found[name] = own.expand(self.state[name].shape).contiguous()
-            first += len(rows)
+            found[name] = own.expand(self.state[name].shape)
+            first += count
         return found
 
-    def rows(self, numbers: Tensor, place: str) -> tuple[StorageType, Tensor] | None:
+    def rows(self, numbers: Tensor, values: Tensor, place: str) -> TypedRows | None:
         """The type and rows of a file's tensor (…, rows, columns); ``None`` if it has no type.
 
         Args:
             numbers: What became of the tensor of a `numbered` state.
+            values: What became of the tensor itself.
             place: Its name in the file.
 
         Raises:
-            ExportError: Its rows are of several types, or its columns in another order.
+            ExportError: Its rows are of several types, or more is done to them than to put them
+                in another order.
         """
-        first = numbers[..., :1]
-        if not bool(numbers.any()):
+        if not bool((numbers > 0).any()):
             return None
-        if not bool((numbers == first).all()):
-            raise ExportError(f"{place} has its columns in another order: leave out 'bits' of it")
+        found = numbers[..., 0].flatten().to(torch.int64)
         names, begins, packed = list(self.parts), self._begins, self.packed
-        found = first.flatten().to(torch.int64)
+        last = int(begins[-1]) + len(packed[names[-1]])
+        whole = bool((numbers == found.view(*numbers.shape[:-1], 1)).all())
+        if not whole or not bool(((found >= 0) & (found < last)).all()):
+            raise ExportError(f"{place} {CHANGED}")
         owners = torch.searchsorted(begins, found, right=True) - 1
         present = sorted(set(owners.tolist()))
         kinds = {self.kinds[names[owner]] for owner in present if owner >= 0}
@@ -97,7 +133,10 @@ class StoredMatrices:
         offsets = torch.zeros(len(names), dtype=torch.int64)
         ends = torch.tensor([len(packed[names[owner]]) for owner in present]).cumsum(0)
         offsets[present[1:]] = ends[:-1]
-        return next(iter(kinds)), every[offsets[owners] + found - begins[owners]]
+        kind = next(iter(kinds))
+        rows = every[offsets[owners] + found - begins[owners]]
+        _check_read_back(rows, kind, values, place)
+        return TypedRows(kind, rows)
 
     @property
     def _begins(self) -> Tensor:
@@ -106,22 +145,25 @@ class StoredMatrices:
         return torch.tensor([1, *sizes]).cumsum(0)[:-1]
 
 
+def lane_of(candidate: Candidate) -> Lane | None:
+    """Whose types the matrices of a candidate have; ``None`` where none has a coarser one."""
+    return next((storage_type(lv.bits).lane for _, lv in candidate.levels if lv.bits), None)
+
+
 def stored_matrices(
     loaded: LoadedModel,
     library: LevelWeights | None,
     candidate: Candidate,
     state: StateDict,
-    *,
-    healed: bool = False,
-) -> StoredMatrices | None:
-    """The matrices of coarser types of a candidate; ``None`` where there are none.
+) -> StoredMatrices:
+    """The matrices of coarser types of a candidate.
 
     Args:
         loaded: The dense model.
         library: Has their rows.
         candidate: Says their types.
-        state: Its tensors by their names in the dense model.
-        healed: They are not the library's any more, and are rounded to these types anew.
+        state: Its tensors by their names in the dense model. Matrices that are not the library's,
+            as some may be that were healed elsewhere, are rounded to their types anew.
 
     Raises:
         LibraryError: The library lacks a level.
@@ -130,27 +172,35 @@ def stored_matrices(
     kinds: dict[str, StorageType] = {}
     parts: dict[str, Mapping[str, Tensor]] = {}
     transposed: set[str] = set()
+    anew: dict[str, Tensor] = {}
     for index, matrices in enumerate(block_matrices(loaded.family, loaded.model)):
         for matrix in matrices:
             form = form_of(names[index], matrix, levels)
             if not form.level.bits:
                 continue
             unit = f"{names[index]}.{matrix.path}"
-            transposed |= {f"{unit}.weight"} if matrix.transposed else set()
-            kind = kinds[f"{unit}.weight"] = storage_type(form.level.bits)
-            if healed:
-                weight = state[f"{unit}.weight"]
-                parts[f"{unit}.weight"] = _anew(weight.T if matrix.transposed else weight, kind)
+            name = f"{unit}.weight"
+            transposed |= {name} if matrix.transposed else set()
+            kind, weight = storage_type(form.level.bits), state[name]
+            kinds[name] = kind
+            known = None if library is None else library.load(unit, form.level, form.width)
+            if library is not None and known is not None and _same(weight, known["weight"]):
+                parts[name] = library.parts(unit, form.level, form.width)
             else:
-                assert library is not None
-                parts[f"{unit}.weight"] = library.parts(unit, form.level, form.width)
-    if not kinds:
-        return None
-    return StoredMatrices(candidate, state, kinds, parts, frozenset(transposed))
+                made = _anew(weight.T if matrix.transposed else weight, kind)
+                parts[name] = made.parts
+                read = made.weight.to(weight)
+                anew[name] = read.T.contiguous() if matrix.transposed else read
+    return StoredMatrices(candidate, {**state, **anew}, kinds, parts, frozenset(transposed))
 
 
-def _anew(weight: Tensor, kind: StorageType) -> Mapping[str, Tensor]:
-    """The parts of a matrix (out, in) whose inputs nothing is known of."""
+def _same(weight: Tensor, other: Tensor) -> bool:
+    """Whether a weight is another one, of which it has the type."""
+    return torch.equal(weight.cpu(), other.to(weight.dtype).cpu())
+
+
+def _anew(weight: Tensor, kind: StorageType) -> QuantizedMatrix:
+    """A matrix (out, in) whose inputs nothing is known of."""
     known = Statistics(squares=torch.ones(weight.shape[1]), sequences=1)
     (made,) = quantize_all([RoundingTask(weight.float(), kind)], known, "nearest", weight.dtype)
-    return made.parts
+    return made
