@@ -9,7 +9,13 @@ from pydantic import Field, field_validator, model_validator
 
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Globs, Number, Positive, Strict, Whole
-from evocompress.core.storage import storage_type
+from evocompress.core.storage import GGUF, GROUPS, Lane, storage_type
+
+FITTING: dict[Lane, tuple[str, ...]] = {
+    GGUF: ("gguf", "llama.cpp"),
+    GROUPS: ("compressed-tensors",),
+}
+"""The formats and programs that hold each lane's types."""
 
 UNCHANGED = "dense"
 """The type of weights that are stored as in the model."""
@@ -147,6 +153,11 @@ class BitsSpace(Strict):
     types: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
     match: Annotated[Globs, Field(min_length=1)] = ("*",)
 
+    @property
+    def lane(self) -> Lane:
+        """Whose types they are."""
+        return next(storage_type(name).lane for name in self.types if name != UNCHANGED)
+
     @field_validator("types")
     @classmethod
     def _of_one_lane(cls, types: tuple[str, ...]) -> tuple[str, ...]:
@@ -193,3 +204,16 @@ class SpaceConfig(Strict):
     bits: BitsSpace | None = None
     budget: dict[str, Annotated[Number, Field(gt=0, le=1e18)]] = {}
     fits: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_the_lane(self) -> SpaceConfig:
+        """Refuses a format that would hold the types as weights of the model's own."""
+        if self.bits is None or self.fits is None:
+            return self
+        lane = self.bits.lane
+        if self.fits not in FITTING[lane]:
+            raise ValueError(
+                f"fits: {self.fits} does not hold the types of space.bits as such; give "
+                f"{' or '.join(FITTING[lane])}, or leave fits out"
+            )
+        return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,11 @@ from evocompress.space.encoding import Encoding
 
 Obstacle = Callable[[Candidate], str | None]
 """Tells why a format cannot store a candidate, naming the unit; ``None`` if it can."""
+
+
+def _left(kept: Sequence[int], default: int) -> int:
+    """The place of a level among those that are left, or of the first one."""
+    return kept.index(default) if default in kept else 0
 
 
 def fitting(genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
@@ -54,6 +59,6 @@ def fitting(genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
         members=tuple(genes.members[gene] for gene in chosen),
         levels=tuple(tuple(genes.levels[gene][i] for i in kept[gene]) for gene in chosen),
         default=np.array(
-            [kept[gene].index(genes.default[gene]) for gene in chosen], dtype=np.int64
+            [_left(kept[gene], int(genes.default[gene])) for gene in chosen], dtype=np.int64
         ),
     )

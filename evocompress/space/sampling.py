@@ -19,7 +19,8 @@ Shares = Mapping[int, Floats]
 def uniform(space: SearchSpace) -> Genome:
     """The even genome (U,) that meets the budget with the least compression.
 
-    Matrices are at their target. First all sub-layers are narrowed together: each has its widest
+    Matrices are at their target. Where they have types of stored weights these become coarser,
+    together and level by level, before anything is cut. Then all sub-layers are narrowed together: each has its widest
     level that keeps at most a fraction of its weights, the same fraction for all. Where two
     neighbouring fractions lie on both sides of the budget, some have the wider level, as many as
     fit, at even distances over the depth; and where a bound is about one kind of sub-layer only,
@@ -29,6 +30,8 @@ def uniform(space: SearchSpace) -> Genome:
     """
     shares = _shares(space)
     tries = [space.encoding.default]
+    if any(level.bits for levels in space.levels for level in levels):
+        tries += _raised(space.encoding, tries[-1])
     for fraction in _fractions(shares):
         narrowed = _narrowed(tries[-1], shares, fraction)
         tries += [*_mixed(tries[-1], narrowed), narrowed]
@@ -136,12 +139,17 @@ def _emptied(genes: Encoding, genome: Genome) -> list[Genome]:
             dropped = units[_spread(min(count, len(units)), len(units))]
             shorter[dropped] = genes.drop_index[dropped]
         tries.append(shorter)
-    matrices = genes.matrices
+    return tries + _raised(genes, tries[-1] if tries else genome)
+
+
+def _raised(genes: Encoding, genome: Genome) -> list[Genome]:
+    """All matrices level by level at their last."""
+    tries, matrices = [genome], genes.matrices
     for _ in range(int(genes.sizes[matrices].max(initial=0))):
-        raised = (tries[-1] if tries else genome).copy()
+        raised = tries[-1].copy()
         raised[matrices] = np.minimum(raised[matrices] + 1, genes.sizes[matrices] - 1)
         tries.append(raised)
-    return tries
+    return tries[1:]
 
 
 def _spread(count: int, places: int) -> Integers:

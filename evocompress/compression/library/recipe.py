@@ -12,6 +12,9 @@ from evocompress.core.errors import LibraryError
 from evocompress.core.storage import storage_type
 from evocompress.core.types import Level
 
+WIDEST = 64
+"""Bits of a weight in the model's own type, at most."""
+
 Wanted = Mapping[str, Sequence[Level]]
 """Levels of matrix, attention and MLP units."""
 
@@ -132,4 +135,5 @@ def _compression(level: Level) -> float:
     if level.kv_groups is not None and level.group_heads is not None:
         # A group has one key and one value head, a query head its own part of the output.
         return -level.kv_groups * (1 + level.group_heads)
-    return level.zeros - (storage_type(level.bits).bits_per_weight if level.bits else 0)
+    stored = storage_type(level.bits).bits_per_weight if level.bits else WIDEST
+    return level.zeros - stored

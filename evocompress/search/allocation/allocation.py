@@ -92,9 +92,19 @@ class Allocation(GeneratorSearcher):
             yield from self.conclude(genome)
 
 
+def check_typeless(space: SearchSpace, name: str) -> None:
+    """Refuses a space with types of stored weights, for a method that knows zeros alone."""
+    if any(level.bits for levels in space.levels for level in levels):
+        raise ConfigError(
+            f"search.name: {name} knows zeros, widths and drops, and no types of stored weights: "
+            "leave out space.bits, or use auto or evopress"
+        )
+
+
 def check_allocates(space: SearchSpace, name: str) -> None:
     """Refuses a space without a budget, or in which there are no sparsities to decide about."""
     require(space)
+    check_typeless(space, name)
     if space.encoding.sizes[space.encoding.matrices].max(initial=0) < 2:
         raise ConfigError(
             f"search.name: {name} decides how sparse each matrix is, so it needs space.sparsity "

@@ -16,6 +16,7 @@ from evocompress.core.arrays import Floats, Genome
 from evocompress.core.fields import Size, Tokens
 from evocompress.core.requests import Evaluate, Result
 from evocompress.core.types import DENSE, Level
+from evocompress.search.allocation.allocation import check_typeless
 from evocompress.search.allocation.knapsack import Harms, knapsack, rising
 from evocompress.search.base import SearcherSettings
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
@@ -65,6 +66,7 @@ class DistortionDP(GeneratorSearcher):
 
     def prepare(self) -> None:
         """Draws the tokens of the probes."""
+        check_typeless(self.space, self.name)
         self._probe_batches = self.chosen(self.settings.probe_tokens, "search.probe_tokens")
 
     def search(self) -> AskTell[None]:

@@ -80,7 +80,8 @@ def typed_costs(parts: Sequence[Part], architecture: Architecture) -> dict[str, 
     They are divided by the number of weights that the dense matrices have, so that what is cut
     counts as stored in no bits, and costs of parts add up.
     """
-    weights = sum(part.left(DENSE).weight for part in parts) + architecture.shared
+    alone = (part.alone_and_shared()[0] if part.users else part for part in parts)
+    weights = sum(part.left(DENSE).weight for part in alone) + architecture.shared
     each = 8 * architecture.dtype_bytes / weights
 
     def bits(part: Part, left: Left) -> float:
