@@ -20,8 +20,8 @@ def uniform(space: SearchSpace) -> Genome:
     """The even genome (U,) that meets the budget with the least compression.
 
     Matrices are at their target. Where they have types of stored weights these become coarser,
-    together and level by level, before anything is cut. Then all sub-layers are narrowed together: each has its widest
-    level that keeps at most a fraction of its weights, the same fraction for all. Where two
+    together and level by level, before anything is cut. Then all sub-layers are narrowed
+    together: each has its widest level that keeps at most a fraction of its weights, the same fraction for all. Where two
     neighbouring fractions lie on both sides of the budget, some have the wider level, as many as
     fit, at even distances over the depth; and where a bound is about one kind of sub-layer only,
     the other kind is widened again. Where the narrowest widths are not enough, or there are

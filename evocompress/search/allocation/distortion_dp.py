@@ -66,7 +66,7 @@ class DistortionDP(GeneratorSearcher):
 
     def prepare(self) -> None:
         """Draws the tokens of the probes."""
-        check_typeless(self.space, self.name)
+        check_typeless(self.space, "distortion_dp")
         self._probe_batches = self.chosen(self.settings.probe_tokens, "search.probe_tokens")
 
     def search(self) -> AskTell[None]:
