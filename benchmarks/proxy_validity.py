@@ -92,7 +92,7 @@ def _full(arguments: argparse.Namespace) -> Setup:
         arguments.heldout,
         arguments.settings,
         sequences=arguments.sequences,
-        healing={"source": arguments.text},
+        healing={"source": {arguments.text: 1.0, arguments.calibration: 1.0}},
     )
 
 
