@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from texts import parsed, text_parser
 from transformers import PreTrainedModel
 
 from evocompress import api
@@ -157,27 +158,17 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calibration", help="text file for libraries and searches")
-    parser.add_argument("--text", help="text file to heal on, beside the calibration's")
-    parser.add_argument("--heldout", nargs="+", help="text files that judge")
+    parser = text_parser(__doc__.splitlines()[0], "bottom_line")
     parser.add_argument("--tasks", type=Path, help="folder of tasks, NAME.jsonl")
     parser.add_argument("--questions", type=int, default=500, help="of each task")
     parser.add_argument("--tokens", type=int, default=500_000, help="to heal with")
     parser.add_argument("--search-tokens", type=int, default=220_000, help="of each search")
     parser.add_argument("--timings", type=int, default=7, help="of each part of the model")
-    parser.add_argument("--sequences", type=int, default=40, help="of each held-out text")
     parser.add_argument("--methods", nargs="+", help="only these")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--engines", nargs="*", default=[], choices=["vllm", "llama.cpp"])
-    parser.add_argument("--results", type=Path, default=Path("results/bottom_line"))
-    parser.add_argument("--json")
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    if not (arguments.quick or (arguments.calibration and arguments.text and arguments.heldout)):
-        parser.error("give --calibration, --text and --heldout, or --quick")
-    return arguments
+    return parsed(parser)
 
 
 def _full(arguments: argparse.Namespace) -> Setup:

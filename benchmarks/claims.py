@@ -40,6 +40,7 @@ from healing import Setup, Winner, quick_setup
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from texts import parsed, text_parser
 from torch import Tensor, nn
 
 from evocompress import api
@@ -92,20 +93,10 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calibration", help="text file for importances")
-    parser.add_argument("--text", help="text file to heal on, beside the calibration's")
-    parser.add_argument("--heldout", nargs="+", help="text files that judge")
+    parser = text_parser(__doc__.splitlines()[0], "claims")
     parser.add_argument("--tokens", type=int, default=50_000, help="to heal with")
-    parser.add_argument("--sequences", type=int, default=40, help="of each held-out text")
     parser.add_argument("--claims", nargs="+", default=list(CLAIMS), choices=CLAIMS)
-    parser.add_argument("--results", type=Path, default=Path("results/claims"))
-    parser.add_argument("--json")
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    if not (arguments.quick or (arguments.calibration and arguments.text and arguments.heldout)):
-        parser.error("give --calibration, --text and --heldout, or --quick")
-    return arguments
+    return parsed(parser)
 
 
 def _full(arguments: argparse.Namespace) -> Setup:

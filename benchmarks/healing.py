@@ -10,12 +10,14 @@ of library and search again and again, four of them a step.
         --heldout wikitext2-test.txt books-heldout.txt --tokens 50000 200000 500000 --json out.json
 
 Every healing is a cell that is kept in the results folder: an interrupted run goes on.
-``--choices`` takes some of them, ``--quick`` does all in a minute on a tiny random model.
+``--choices`` takes some of them, ``--heal '{"learning_rate": 1e-4}'`` changes the recipe of all
+(into another ``--results``), ``--quick`` does all in a minute on a tiny random model.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 import time
@@ -25,12 +27,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from cells import cell
 from common import Figure, emit
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from texts import parsed, text_parser
 from torch import Tensor
 
 from evocompress import api
@@ -172,21 +176,12 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calibration", help="text file for library and search")
-    parser.add_argument("--text", help="another text file to heal on")
-    parser.add_argument("--heldout", nargs="+", help="text files that judge")
+    parser = text_parser(__doc__.splitlines()[0], "healing")
     parser.add_argument("--tokens", type=int, nargs="+", default=[50_000, 200_000, 500_000])
-    parser.add_argument("--sequences", type=int, default=40, help="of each held-out text")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--choices", nargs="+", help="only these")
-    parser.add_argument("--results", type=Path, default=Path("results/healing"))
-    parser.add_argument("--json")
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    if not (arguments.quick or (arguments.calibration and arguments.text and arguments.heldout)):
-        parser.error("give --calibration, --text and --heldout, or --quick")
-    return arguments
+    parser.add_argument("--heal", type=json.loads, default={}, help="settings of all, as JSON")
+    return parsed(parser)
 
 
 def _full(arguments: argparse.Namespace) -> Setup:
@@ -200,6 +195,7 @@ def _full(arguments: argparse.Namespace) -> Setup:
         sequences=arguments.sequences,
         tokens=tuple(arguments.tokens),
         choices={name: every[name] for name in wanted},
+        healing=arguments.heal,
     )
 
 
@@ -352,22 +348,47 @@ def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield key, value
 
 
+def _difference(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The mean over texts of the KL less that of `MIXED` with as many tokens, and its interval.
+
+    A model that is not healed is compared with the most tokens.
+
+    Returns:
+        The difference and half of its 95% interval, by the sequences, which both were measured on;
+        nothing where there is no other.
+    """
+    tokens = row["tokens"] or max(other["tokens"] for other in rows)
+    others = (one for one in rows if (one["choice"], one["tokens"]) == (MIXED, tokens))
+    if (other := next(others, None)) is None:
+        return []
+    keys = [key for key in row if key.startswith("kl_per_sequence_")]
+    each = [np.subtract(row[key], other[key]) for key in keys]
+    error = np.sqrt(sum(one.var(ddof=1) / len(one) for one in each)) / len(each)
+    return [float(np.mean([one.mean() for one in each])), float(1.96 * error)]
+
+
 def _print(setting: str, rows: list[dict[str, Any]]) -> None:
-    keys = [key for key, _ in _values(rows[0])]
-    table = Table("tokens", "choice", *keys, "tokens/s", title=setting, box=SIMPLE)
+    keys = [key for key, _ in _values(rows[0]) if key.startswith("kl_")]
+    texts = [key.removeprefix("kl_") for key in keys]
+    heading = ("tokens", "choice", *texts, "mean", "tokens/s")
+    title = f"{setting}: KL; mean: difference to {MIXED} with its 95% interval"
+    table = Table(*heading, title=title, box=SIMPLE)
     for row in sorted(rows, key=lambda row: (row["tokens"], row[keys[0]])):
         values = [f"{row[key]:.4g}" for key in keys]
-        speed = row.get("tokens_per_second")
+        found, speed = _difference(row, rows), row.get("tokens_per_second")
+        values.append(f"{found[0]:+.3f} ± {found[1]:.3f}" if found else "")
         table.add_row(f"{row['tokens']:,}", row["choice"], *values, f"{speed:.0f}" if speed else "")
     Console().print(table)
 
 
 def _flat(setting: str, rows: list[dict[str, Any]]) -> dict[str, Figure]:
-    return {
-        f"{setting}_{row['choice'].replace(' ', '_')}_{row['tokens']}_{key}": value
-        for row in rows
-        for key, value in _values(row)
-    }
+    figures: dict[str, Figure] = {}
+    for row in rows:
+        name = f"{setting}_{row['choice'].replace(' ', '_')}_{row['tokens']}"
+        figures |= {f"{name}_{key}": value for key, value in _values(row)}
+        pair = zip(("difference", "difference_interval"), _difference(row, rows), strict=False)
+        figures |= {f"{name}_{key}": value for key, value in pair}
+    return figures
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def _config(folder: Path, source: str, text: str, **changes: Any) -> RunConfig:
             },
             "space": {"sparsity": {"target": 0.5}},
             "search": {"name": "auto", "tokens": 60_000},
-            "heal": {"steps": 10, "evaluate_every": 5},
+            "heal": {"steps": 10, "batch": 2, "accumulate": 2, "evaluate_every": 5},
             **changes,
         }
     )

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from texts import parsed, text_parser
 
 from evocompress.core.config import HealConfig
 from evocompress.core.types import Candidate
@@ -75,23 +76,13 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calibration", help="text file for library and search")
-    parser.add_argument("--text", help="text file to heal on")
-    parser.add_argument("--heldout", nargs="+", help="text files that judge")
+    parser = text_parser(__doc__.splitlines()[0], "proxy_validity")
     parser.add_argument("--tasks", type=Path, help="folder of tasks, NAME.jsonl")
     parser.add_argument("--questions", type=int, default=500, help="of each task")
     parser.add_argument("--tokens", type=int, nargs="+", default=[2_000, 10_000, 100_000])
-    parser.add_argument("--sequences", type=int, default=40, help="of each text that judges")
     parser.add_argument("--candidates", type=int, default=24)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--results", type=Path, default=Path("results/proxy_validity"))
-    parser.add_argument("--json")
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    if not (arguments.quick or (arguments.calibration and arguments.text and arguments.heldout)):
-        parser.error("give --calibration, --text and --heldout, or --quick")
-    return arguments
+    return parsed(parser)
 
 
 def _full(arguments: argparse.Namespace) -> Setup:
@@ -101,7 +92,7 @@ def _full(arguments: argparse.Namespace) -> Setup:
         arguments.heldout,
         arguments.settings,
         sequences=arguments.sequences,
-        healing={"source": arguments.text},
+        healing={"source": {arguments.text: 1.0, arguments.calibration: 1.0}},
     )
 
 

@@ -12,7 +12,7 @@ from evocompress.core.files import read_json
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SHARED = {
-    *("common", "cells", "heldout", "pictures"),
+    *("common", "cells", "heldout", "pictures", "texts"),
     *("contest", "contest_cells", "contest_front"),
     *("speed_setting", "speed_candidates", "speed_search", "speed_library"),
 }
@@ -70,7 +70,11 @@ FIGURES = {
         *("dense_accuracy", "searched_accuracy", "healed_accuracy", "flops", "front_points"),
     ],
     "healing_cost": ["healing_s", "bare_s", "ratio", "ratio_low", "ratio_high"],
-    "healing": [f"{setting}_none_0_kl_three" for setting in ("widths", "zeros")],
+    "healing": [
+        f"{setting}_{key}"
+        for setting in ("widths", "zeros")
+        for key in ("none_0_kl_three", "none_0_difference", "former_default_512_difference")
+    ],
     "proxy_validity": [f"{setting}_regret_plain" for setting in ("widths", "zeros")],
     "bottom_line": [
         *("ours_kl_80", "best_other_kl_80", "ours_ppl_three_80", "uniform_kl_80_sd", "flap_kl_80"),
@@ -152,3 +156,15 @@ def test_seeds_of_several_machines_are_joined(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().endswith("joined.json is of 3 seeds: join files of one seed each")
+
+
+def test_files_take_turns(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from texts import TURN, in_turn
+
+    files = []
+    for letter, turns in (("a", 3), ("b", 2)):
+        files.append(str(tmp_path / letter))
+        Path(files[-1]).write_text(letter * (TURN * turns + 5))
+    found = in_turn(files, tmp_path / "out").read_text().split("\n")
+    assert [(piece[0], len(piece)) for piece in found] == [("a", TURN), ("b", TURN)] * 2

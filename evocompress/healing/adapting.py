@@ -83,9 +83,8 @@ def adapt_teacher(
     """
     check_adaptable(teacher, config.adapt_teacher)
     length = teacher.length(train)
-    config = config.sized(length)
-    own = _recipe(config).at(length)
-    texts = (torch.split(part, config.micro_batch) for part in (train, validation))
+    own = _recipe(config.sized(length)).at(length)
+    texts = (torch.split(part, own.micro_batch) for part in (train, validation))
     lessons = Lessons(*map(next_tokens, texts))
     make_folder(out.parent)
     with ExitStack() as stack:

@@ -26,6 +26,7 @@ from evocompress.core.progress import Told, tell_nobody
 from evocompress.healing.absent import absent
 from evocompress.healing.distill import HealReport, distil
 from evocompress.healing.distillation import Distillation
+from evocompress.healing.recipe import sized_for
 from evocompress.healing.state import HealFolder
 from evocompress.healing.student import load_student, write_student
 from evocompress.healing.targets import Lessons
@@ -60,8 +61,7 @@ def heal(
     """
     given: Any = {"dense": dense, "resume": resume, "force": force}
     told = progress or tell_nobody
-    by_position = teacher.family.task.by_position
-    config = config.sized(teacher.length(train), by_position=by_position)
+    config = sized_for(teacher, config, teacher.length(train))
     one = partial(_heal, student, teacher, train, validation, config, out, told, **given)
     if not resume:
         HealFolder(out).check_new()

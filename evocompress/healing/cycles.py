@@ -24,6 +24,7 @@ from evocompress.core.progress import Told, tell_nobody
 from evocompress.healing.averaging import heal
 from evocompress.healing.distill import HealReport
 from evocompress.healing.law import LEAST_POINTS, HealingLaw, fit_law
+from evocompress.healing.recipe import sized_for
 from evocompress.healing.state import HealFolder
 from evocompress.models.loading import LoadedModel
 
@@ -68,7 +69,7 @@ def heal_in_cycles(
         HealFolder(out).check_new()
     began, told = time.monotonic(), progress or tell_nobody
     length = teacher.length(validation)
-    config = config.sized(length, by_position=teacher.family.task.by_position)
+    config = sized_for(teacher, config, length)
     reports: list[HealReport] = []
     ended = False
     while not ended and not _is_over(reports, config):

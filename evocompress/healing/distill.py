@@ -30,7 +30,7 @@ from evocompress.healing.law import HealingLaw
 from evocompress.healing.layers import LayerLoss, matching
 from evocompress.healing.masters import Masters
 from evocompress.healing.optimizers import MOMENT_BYTES
-from evocompress.healing.recipe import recipe
+from evocompress.healing.recipe import recipe, sized_for
 from evocompress.healing.schedule import learning_rate, micro_batch_indices
 from evocompress.healing.state import Best, HealFolder, StepRecord
 from evocompress.healing.student import load_student, write_student
@@ -125,8 +125,7 @@ def distil(
         ExportError: The disk is full.
     """
     began = time.monotonic()
-    length, by_position = teacher.length(train), teacher.family.task.by_position
-    config = config.sized(length, by_position=by_position)
+    config = sized_for(teacher, config, teacher.length(train))
     models = (dense or teacher, teacher)
     healing = _Healing(student, models, train, validation, config, HealFolder(out), lessons)
     healing.begin_or_resume(resume, force)

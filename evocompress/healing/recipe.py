@@ -38,3 +38,8 @@ def digest(tokens: Tensor) -> str:
     whole = tokens if tokens.is_floating_point() else tokens.to(torch.int64)
     data = whole.cpu().contiguous().numpy()
     return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()
+
+
+def sized_for(loaded: LoadedModel, config: HealConfig, length: int) -> HealConfig:
+    """The settings with as many sequences a micro-step as a model takes, see `HealConfig.sized`."""
+    return config.sized(length, by_position=loaded.family.task.by_position)

@@ -16,7 +16,7 @@ from evocompress.healing.top_k import check_cacheable
 from evocompress.models.loading import require_next_token
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.resolve import check_search
-from evocompress.pipeline.short_healing import check_short_healing
+from evocompress.pipeline.short_healing import check_short_healing, sized_healing
 from evocompress.pipeline.unmeasured_latency import unbounded
 
 
@@ -51,7 +51,8 @@ def check_settings(context: RunContext, *, search: bool = True) -> None:
         config, tokens = unbounded(context.config), context.loaded.tokens
         objectives = check_search(config, context.untimed_space, tokens)
         length = tokens or config.calibration.length
-        check_short_healing(config.search.heal_last, context.healing, length, objectives)
+        heal = sized_healing(context.config, context.loaded)
+        check_short_healing(config.search.heal_last, heal, length, objectives)
     _check_next_token(context, search)
     check_packages(context.config.heal)
     check_cacheable(context.loaded, context.config.heal.top_k)

@@ -18,7 +18,7 @@ from evocompress.compression.library.manifest import NAME as MANIFEST
 from evocompress.compression.library.manifest import read_manifest
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.circumstances import Admit
-from evocompress.core.config import HealConfig, LibraryConfig, RunConfig, SpaceConfig
+from evocompress.core.config import LibraryConfig, RunConfig, SpaceConfig
 from evocompress.core.errors import ConfigError, LibraryError, RunError
 from evocompress.core.finetuning import Recipe
 from evocompress.core.progress import Reporter
@@ -240,13 +240,6 @@ class RunContext:
         with self.reporter.stage(f"latency table: {table_path(loaded, config)}") as advance:
             measured = self.backend.table(self)
             return profile(loaded, config, progress=advance, anew=anew, measured=measured)
-
-    @property
-    def healing(self) -> HealConfig:
-        """The settings of the healing, with as many sequences a micro-step as the model takes."""
-        loaded, task = self.loaded, self.loaded.family.task
-        length = loaded.tokens or self.config.calibration.length
-        return self.config.heal.sized(length, by_position=task.by_position)
 
     @cached_property
     def calibration(self) -> Calibration:

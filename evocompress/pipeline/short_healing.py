@@ -15,7 +15,7 @@ from evocompress.core.progress import Reporter
 from evocompress.evaluation.calibration.calibration import Calibration
 from evocompress.evaluation.calibration.fresh import FreshText, repetition
 from evocompress.healing import heal
-from evocompress.healing.recipe import digest
+from evocompress.healing.recipe import digest, sized_for
 from evocompress.models.loading import LoadedModel
 from evocompress.pipeline.journal_memory import ShortHealing
 from evocompress.pipeline.teacher import teacher_for
@@ -53,6 +53,11 @@ class ShortRecipe:
 
 HealEach = Callable[[LoadedModel, Sequence[Path], ShortRecipe, bool], Iterator[ShortHealing]]
 """Heals checkpoints of the loaded dense model, in order; forced under other circumstances."""
+
+
+def sized_healing(config: RunConfig, loaded: LoadedModel) -> HealConfig:
+    """The settings of a run's healing, with as many sequences a micro-step as the model takes."""
+    return sized_for(loaded, config.heal, loaded.tokens or config.calibration.length)
 
 
 def check_short_healing(
@@ -98,8 +103,7 @@ def short_recipe(
     last, cut = config.search.heal_last, config.calibration
     if last is None:
         return None
-    length, by_position = calibration.length, loaded.family.task.by_position
-    short = last.short(config.heal).sized(length, by_position=by_position).at(length)
+    short = last.short(sized_healing(config, loaded)).at(calibration.length)
     text = FreshText(short, cut, loaded, calibration)
     with reporter.stage("text for the last candidates"):
         train, validation = text.take_both(short.sequences, short.validation_sequences)

@@ -29,7 +29,7 @@ from evocompress.pipeline.resolve import check_names
 from evocompress.pipeline.run_folder import RunFolder, begin_run
 from evocompress.pipeline.run_folder import check_run as check_folder
 from evocompress.pipeline.search_stage import find
-from evocompress.pipeline.short_healing import short_recipe
+from evocompress.pipeline.short_healing import short_recipe, sized_healing
 from evocompress.pipeline.teacher import adapted, teacher_for
 
 
@@ -87,7 +87,7 @@ def heal(context: RunContext, *, resume: bool, force: bool, member: int | None =
     unchanged.check_model()
     own_checkpoint(context, unchanged)
     dense, calibration = context.loaded, unchanged.check_text()
-    cut, config = context.config.calibration, context.healing
+    cut, config = context.config.calibration, sized_healing(context.config, context.loaded)
     teacher = teacher_for(context.config, dense)
     text = FreshText(config, cut, dense, calibration)
     go_on: Any = {"resume": resume, "force": force}

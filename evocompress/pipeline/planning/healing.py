@@ -8,6 +8,7 @@ from evocompress.core.config import HealConfig
 from evocompress.core.processes import owners
 from evocompress.healing.adapting import sequences_for
 from evocompress.healing.optimizers import MOMENT_BYTES
+from evocompress.healing.recipe import sized_for
 from evocompress.healing.top_k import row_bytes
 from evocompress.healing.trained import trained_weights
 from evocompress.pipeline.planning.stages import FLOAT32, PlannedRun, StagePlan
@@ -40,8 +41,8 @@ def heal_last_stage(run: PlannedRun) -> StagePlan | None:
 
 def _healing(run: PlannedRun, given: HealConfig) -> StagePlan:
     """One healing."""
-    length, task = run.length, run.context.loaded.family.task
-    config = given.sized(length, by_position=task.by_position).at(length)
+    length = run.length
+    config = sized_for(run.context.loaded, given, length).at(length)
     tokens = config.steps * config.accumulate * config.micro_batch * length / run.processes
     params, trained = run.costs[1]["params"], _trained(run, config)
     masters, state = _bytes_per_weight(config)
@@ -56,9 +57,8 @@ def _healing(run: PlannedRun, given: HealConfig) -> StagePlan:
     work += Work(moved=config.steps * trained * per_step)
     checkpoint = params * run.dtype.itemsize
     work += Work(written=measured * (checkpoint + trained * state))
-    beside = config.micro_batch * (
-        run.between_bytes if config.checkpointing else run.kept_bytes * 2
-    )
+    each = run.between_bytes if config.checkpointing else run.kept_bytes * 2
+    beside = config.micro_batch * each
     beside += run.head_bytes
     own = _training_bytes(run, params, trained, masters * share)
     device = _teacher_bytes(run, config) + own + beside

@@ -31,6 +31,7 @@ from evocompress.pipeline.planning.stages import (
     search_stage,
 )
 from evocompress.pipeline.run_folder import RunFolder
+from evocompress.pipeline.short_healing import sized_healing
 
 GIB = 2**30
 
@@ -108,13 +109,14 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device, processes:
     run = PlannedRun(context_of(config, loaded), device.shared, processes)
     stages = tuple(stage for make in STAGES.values() if (stage := make(run)) is not None)
     advice = tuple(_advice(run, stages, device.name, device.memory))
+    heal = sized_healing(config, loaded)
     notes = (
         *([f"heal: what each of {processes} processes takes."] if processes > 1 else []),
         *left_of_blocks(run.context.untimed_space, timed=False),
         *chosen_form(config.space.fits, run.context.form),
         *unpacked(config.model, run.weight_bytes),
-        *short_healings(config.search.heal_last, run.context.healing, run.length),
-        *foretold_healing(run.context.folder, run.context.healing, run.length),
+        *short_healings(config.search.heal_last, heal, run.length),
+        *foretold_healing(run.context.folder, heal, run.length),
     )
     dtype = str(run.dtype).removeprefix("torch.")
     return Plan(device, dtype, stages, run.weight_bytes, advice, notes)
@@ -189,7 +191,7 @@ def _choices(context: RunContext, stage: str) -> Iterator[tuple[str, str, Sequen
     """Settings with smaller values, the next one first, which may help a stage."""
     config = context.config
     if stage in HEALING:
-        yield "heal", "batch", _halves(context.healing.micro_batch, 1)
+        yield "heal", "batch", _halves(sized_healing(config, context.loaded).micro_batch, 1)
         yield "heal", "checkpointing", [True] if not config.heal.checkpointing else []
         yield "heal", "optimizer", ["adamw8bit"] if config.heal.optimizer == "adamw" else []
         yield "heal", "train", [("lora",)] if config.heal.train == ("all",) else []

@@ -23,7 +23,6 @@ from evocompress.pipeline.planning import (
     preflight,
 )
 from evocompress.pipeline.planning.device import Device
-from evocompress.pipeline.planning.healing import heal_stage
 from evocompress.pipeline.planning.measure import measured
 from evocompress.pipeline.planning.plan import context_of
 from evocompress.pipeline.planning.stages import PlannedRun, library_stage, search_stage
@@ -221,97 +220,6 @@ def test_each_advised_setting_alone_is_enough(stage, setting, changes):
     changed.setdefault(section, {})[key] = value
     after = make_plan(RunConfig.model_validate(changed), loaded, small)
     assert not [line for line in after.advice if line.startswith(f"{stage} needs")]
-
-
-def test_moments_in_eight_bits_take_less_memory_and_disk():
-    def planned(optimizer, device=DEVICES["h200"]):
-        heal = {"optimizer": optimizer, "evaluate_every": 1}
-        return make_plan(config(heal=heal), tiny_loaded(), device)
-
-    full, packed = (planned(name).stages[-1] for name in ("adamw", "adamw8bit"))
-    saved = full.device_bytes - packed.device_bytes
-    assert full.disk_bytes - packed.disk_bytes == pytest.approx(2 * saved, rel=1e-6)
-    run = PlannedRun(context_of(config(), tiny_loaded()), shared=False)
-    weights = run.costs[1]["params"]
-    assert saved == pytest.approx((8 - 2 * (1 + 4 / 256)) * weights, rel=1e-6)
-    small = replace(DEVICES["h200"], name="small", memory=packed.device_bytes)
-    (advice,) = (line for line in planned("adamw", small).advice if line.startswith("heal"))
-    assert "heal.optimizer=adamw8bit" in advice
-    assert not [line for line in planned("adamw8bit", small).advice if line.startswith("heal")]
-
-
-def test_several_processes_share_out_the_optimizer_and_are_advised():
-    def planned(processes, device=DEVICES["h200"], accumulate=4):
-        heal = {"accumulate": accumulate}
-        return make_plan(config(heal=heal), tiny_loaded(), device, processes)
-
-    one, four = (planned(processes).stages[-1] for processes in (1, 4))
-    run = PlannedRun(context_of(config(), tiny_loaded()), shared=False)
-    saved = one.device_bytes - four.device_bytes
-    assert saved <= 3 / 4 * 16 * run.costs[1]["params"]
-    assert saved == pytest.approx(3 / 4 * 16 * run.costs[1]["params"], rel=0.1)
-    assert four.work.products == pytest.approx(one.work.products / 4)
-    assert four.disk_bytes == one.disk_bytes
-    small = replace(DEVICES["h200"], name="small", memory=four.device_bytes)
-    (advice,) = (line for line in planned(1, small).advice if line.startswith("heal"))
-    assert "4 processes with a device each (--processes 4)" in advice
-    assert not [line for line in planned(4, small).advice if line.startswith("heal")]
-    (advice,) = (line for line in planned(1, small, 6).advice if line.startswith("heal"))
-    assert "4 processes with a device each (--processes 4 with heal.accumulate=12)" in advice
-    with pytest.raises(ConfigError, match="shared out among 3 processes"):
-        planned(3)
-
-
-def test_one_process_keeps_the_whole_of_a_matrix_that_is_trained_alone():
-    def device_bytes(processes, **heal):
-        shared = config(heal={"accumulate": 2, **heal})
-        return make_plan(shared, tiny_loaded(), DEVICES["h200"], processes).stages[-1].device_bytes
-
-    assert device_bytes(2, train="head") == device_bytes(1, train="head")
-    assert device_bytes(2, train="norms") < device_bytes(1, train="norms")
-    assert device_bytes(2, train="biases") == device_bytes(1, train="biases")  # there are none
-
-
-def healing(**heal):
-    settings = {"batch": 2, "accumulate": 2, **heal}
-    return heal_stage(PlannedRun(context_of(config(heal=settings), tiny_loaded()), shared=True))
-
-
-def test_a_teacher_on_disk_is_in_no_memory():
-    loaded = tiny_loaded()
-    blocks = sum(p.nbytes for p in loaded.family.blocks(loaded.model).parameters())
-    whole, kept, more = healing(steps=5), healing(steps=5, top_k=16), healing(steps=5, top_k=32)
-    validation = 8 * LENGTH * 64 * 4
-    assert whole.device_bytes - kept.device_bytes == blocks - validation
-    assert kept.disk_bytes - whole.disk_bytes == blocks + 20 * (LENGTH - 1) * 4 * 33
-    assert more.disk_bytes - kept.disk_bytes == 20 * (LENGTH - 1) * 4 * 32
-
-
-def test_a_teacher_on_disk_is_advised_where_that_helps():
-    loaded, changes = tiny_loaded(layers=40), {"train": "norms", "batch": 1, "steps": 5}
-
-    def advice(memory, **more):
-        small = replace(DEVICES["a100"], name="small", memory=memory)
-        plan = make_plan(config(heal={**changes, **more}), loaded, small)
-        return [line for line in plan.advice if line.startswith("heal")]
-
-    needed = make_plan(config(heal=changes), loaded, DEVICES["a100"]).stages[-1].device_bytes
-    blocks = sum(p.nbytes for p in loaded.family.blocks(loaded.model).parameters())
-    (line,) = advice(needed - blocks // 2)
-    assert "heal.top_k=64" in line
-    assert not advice(needed - blocks // 2, top_k=64)
-    assert "heal.top_k" not in "".join(advice(needed - blocks // 2, states=1.0))
-
-
-def test_an_adapted_teacher_is_trained_and_is_a_second_model():
-    loaded = tiny_loaded()
-    weights = sum(parameter.nbytes for parameter in loaded.model.parameters())
-    plain, adapted = healing(train="norms"), healing(train="norms", adapt_teacher=LENGTH * 100)
-    assert adapted.device_bytes > max(plain.device_bytes + weights, 4 * weights)
-    assert adapted.disk_bytes > 6 * weights
-    run = PlannedRun(context_of(config(), loaded), shared=True)
-    more = adapted.work.products - plain.work.products
-    assert more == pytest.approx(3 * run.products(LENGTH * 100, dense=True).products)
 
 
 def test_where_nothing_is_enough_the_plan_says_so():
