@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Globs, Number, Positive, Strict, Whole
-from evocompress.core.storage import GGUF, GROUPS, Lane, storage_type
+from evocompress.core.storage import GGUF, GROUPS, HALVES, Lane, StorageType, storage_type
 
 FITTING: dict[Lane, tuple[str, ...]] = {
     GGUF: ("gguf", "llama.cpp"),
@@ -156,7 +156,12 @@ class BitsSpace(Strict):
     @property
     def lane(self) -> Lane:
         """Whose types they are."""
-        return next(storage_type(name).lane for name in self.types if name != UNCHANGED)
+        return self.coarser[0].lane
+
+    @property
+    def coarser(self) -> tuple[StorageType, ...]:
+        """The types beside the model's own."""
+        return tuple(storage_type(name) for name in self.types if name != UNCHANGED)
 
     @field_validator("types")
     @classmethod
@@ -173,6 +178,11 @@ class BitsSpace(Strict):
             mixed = " and ".join(lanes.values())
             raise ValueError(
                 f"{mixed} are not stored in one file: give llama.cpp's types or groups (w4g64)"
+            )
+        halves = [name for name in types if name in HALVES]
+        if halves and UNCHANGED in types:
+            raise ValueError(
+                f"'{halves[0]}' and '{UNCHANGED}', the model's own type, hardly differ: give one"
             )
         known.sort(key=lambda kind: (kind.bits_per_weight, kind.name), reverse=True)
         named = tuple(dict.fromkeys(kind.name for kind in known))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import inf
 from typing import Literal
 
 from evocompress.core.errors import ConfigError
@@ -144,6 +145,11 @@ def _types() -> Iterator[StorageType]:
 
 STORAGE: dict[str, StorageType] = {one.name: one for one in _types()}
 """All types by name."""
+
+
+def stored_bits(name: str) -> float:
+    """Bits of a weight of a type; of the model's own, the empty name, more than all others take."""
+    return storage_type(name).bits_per_weight if name else inf
 
 
 def storage_type(name: str) -> StorageType:

@@ -167,7 +167,7 @@ def _words(name: str, weight: Tensor, parts: Mapping[str, Tensor]) -> Iterator[t
     """The tensors in the place of a weight."""
     stem = name.removesuffix(".weight")
     yield f"{stem}.weight_packed", parts["packed"]
-    yield f"{stem}.weight_scale", parts["scale"].to(weight.dtype)
+    yield f"{stem}.weight_scale", parts["scale"]
     yield f"{stem}.weight_shape", torch.tensor(weight.shape)
 
 

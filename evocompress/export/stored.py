@@ -187,10 +187,11 @@ def stored_matrices(
             if library is not None and known is not None and _same(weight, known["weight"]):
                 parts[name] = library.parts(unit, form.level, form.width)
             else:
-                made = _anew(weight.T if matrix.transposed else weight, kind)
+                flat = weight.T if matrix.transposed else weight.flatten(1)
+                made = _anew(flat, kind, loaded.stored)
                 parts[name] = made.parts
                 read = made.weight.to(weight)
-                anew[name] = read.T.contiguous() if matrix.transposed else read
+                anew[name] = (read.T if matrix.transposed else read).reshape(weight.shape)
     return StoredMatrices(candidate, {**state, **anew}, kinds, parts, frozenset(transposed))
 
 
@@ -199,8 +200,9 @@ def _same(weight: Tensor, other: Tensor) -> bool:
     return torch.equal(weight.cpu(), other.to(weight.dtype).cpu())
 
 
-def _anew(weight: Tensor, kind: StorageType) -> QuantizedMatrix:
-    """A matrix (out, in) whose inputs nothing is known of."""
+def _anew(weight: Tensor, kind: StorageType, stored: torch.dtype) -> QuantizedMatrix:
+    """A matrix (out, in) whose inputs nothing is known of; its zeros stay."""
     known = Statistics(squares=torch.ones(weight.shape[1]), sequences=1)
-    (made,) = quantize_all([RoundingTask(weight.float(), kind)], known, "nearest", weight.dtype)
+    zeros = weight == 0 if kind.has_zero else None
+    (made,) = quantize_all([RoundingTask(weight.float(), kind, zeros)], known, "nearest", stored)
     return made

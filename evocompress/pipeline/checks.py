@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from evocompress.compression.criteria import STRUCTURED
 from evocompress.compression.library import check_library
+from evocompress.compression.quantization.ggml import check_makeable
 from evocompress.core.errors import ConfigError
+from evocompress.core.storage import GGUF
 from evocompress.evaluation.calibration.calibration import check_calibration
 from evocompress.evaluation.heldout import check_lengths
 from evocompress.evaluation.profile import check_table, check_timed_lengths, path_of
@@ -13,6 +15,7 @@ from evocompress.evaluation.proxies import check_proxy
 from evocompress.healing.adapting import check_adaptable
 from evocompress.healing.packages import check_packages
 from evocompress.healing.top_k import check_cacheable
+from evocompress.healing.trained import LORA
 from evocompress.models.loading import require_next_token
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.resolve import check_search
@@ -55,6 +58,7 @@ def check_settings(context: RunContext, *, search: bool = True) -> None:
         check_short_healing(config.search.heal_last, heal, length, objectives)
     _check_next_token(context, search)
     check_packages(context.config.heal)
+    _check_types(context)
     check_cacheable(context.loaded, context.config.heal.top_k)
     check_adaptable(context.loaded, context.config.heal.adapt_teacher)
 
@@ -71,6 +75,21 @@ def _check_next_token(context: RunContext, search: bool) -> None:
         )
     if context.config.space.width and "gradients" in STRUCTURED[name].needs:
         require_next_token(context.loaded, f"library.width_criterion={name}")
+
+
+def _check_types(context: RunContext) -> None:
+    """Refuses types of weights that cannot be made here, and a healing that cannot keep them."""
+    bits = context.config.space.bits
+    if bits is None:
+        return
+    if LORA in context.config.heal.train:
+        raise ConfigError(
+            "heal.train=lora: adapters are merged into matrices, which with space.bits keep the "
+            "values of their types: train norms, biases or head"
+        )
+    for kind in bits.coarser:
+        if kind.lane == GGUF:
+            check_makeable(kind)
 
 
 def _check_streamed(context: RunContext, search: bool) -> None:

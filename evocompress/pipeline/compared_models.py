@@ -27,7 +27,7 @@ from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.finished import Unchanged
 from evocompress.pipeline.journal import read_candidates
 from evocompress.pipeline.resolve import check_place
-from evocompress.pipeline.results import costs_of
+from evocompress.pipeline.results import costs_of, saved_by_types
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.winner import row_names
 from evocompress.space import sampling
@@ -169,18 +169,22 @@ def models_to_compare(
     names = row_names(own_checkpoint(context, unchanged), folder.read_winner().id)
     dense = context.loaded.model
     uniform = even_candidate(context)
-    searched = costs_of(space, read_candidate(folder.checkpoint))
+    chosen = read_candidate(folder.checkpoint)
+    searched, saved = costs_of(space, chosen), saved_by_types(space, chosen)
     with scratch_folder(folder.path, "uniform") as scratch:
         written = write_checkpoint(context.loaded, library, uniform, scratch / "uniform")
         uniform_model = read_checkpoint(written, dense)
     rows = {
         "dense": ComparedModel(dense, space.cost_model.dense()),
-        "uniform": ComparedModel(uniform_model, costs_of(space, uniform)),
-        names["searched"]: ComparedModel(_read(context, folder.checkpoint), searched),
+        "uniform": ComparedModel(
+            uniform_model, costs_of(space, uniform), saved_by_types(space, uniform)
+        ),
+        names["searched"]: ComparedModel(_read(context, folder.checkpoint), searched, saved),
     }
     if is_healed(folder):
         unchanged.check_checkpoint(folder.healed_checkpoint)
-        rows[names["healed"]] = ComparedModel(_read(context, folder.healed_checkpoint), searched)
+        healed = _read(context, folder.healed_checkpoint)
+        rows[names["healed"]] = ComparedModel(healed, searched, saved)
     return rows
 
 

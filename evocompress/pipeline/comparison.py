@@ -39,10 +39,12 @@ class ComparedModel:
     Attributes:
         model: The model as it is used.
         predicted: Its costs by the cost model.
+        saved: Bytes that its matrices take less in their types than in the model's own.
     """
 
     model: PreTrainedModel
     predicted: Mapping[str, float]
+    saved: int = 0
 
 
 def compare(
@@ -84,7 +86,7 @@ def compare(
                 "params": counts.parameters,
                 "nonzeros": counts.nonzeros,
                 "flops": count_flops(compared.model, length, task),
-                "weight_bytes": counts.parameters * dense.stored.itemsize,
+                "weight_bytes": counts.parameters * dense.stored.itemsize - compared.saved,
                 **found[name],
                 "predicted": dict(compared.predicted),
                 **_latency(latencies.get(name), config.decode[1]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -29,6 +30,14 @@ def costs_of_all(space: SearchSpace, candidates: Sequence[Candidate]) -> list[di
     found = space.costs(np.stack([space.genome(candidate) for candidate in candidates]))
     rows = zip(*(values.tolist() for values in found.values()), strict=True)
     return [dict(zip(found, row, strict=True)) for row in rows]
+
+
+def saved_by_types(space: SearchSpace, candidate: Candidate) -> int:
+    """Bytes that the matrices of a candidate take less in their types than in the model's own."""
+    levels = ((name, replace(level, bits="")) for name, level in candidate.levels)
+    plain = Candidate(tuple((name, level) for name, level in levels if not level.dense))
+    more, less = space.cost_model.of([plain, candidate])["weight_bytes"].tolist()
+    return int(more - less)
 
 
 def winner_record(

@@ -127,8 +127,9 @@ def _uniform_id(
 
 
 def _is_uniform(levels: Mapping[str, Level], sizes: Mapping[str, int], target: float) -> bool:
-    """Whether every matrix, and nothing else, has the target's fraction of zeros."""
-    if not levels or levels.keys() != sizes.keys():
+    """Whether every matrix, and nothing else, has the target's fraction of zeros, and one type."""
+    one_type = len({level.bits for level in levels.values()}) == 1
+    if levels.keys() != sizes.keys() or not one_type:
         return False
     return all(
         not level.drop and abs(level.zeros / sizes[name] - target) <= UNIFORM_TOLERANCE

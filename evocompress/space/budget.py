@@ -8,13 +8,15 @@ of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from evocompress.core.arrays import Floats, Genome
 from evocompress.core.config_file import nearest
 from evocompress.core.errors import BudgetError, ConfigError
+from evocompress.core.storage import stored_bits
+from evocompress.core.types import Level, Unit
 from evocompress.space.costs import CACHED, COSTS, OPERATIONS, ROUTED, TIMED, TYPED, CostModel
 from evocompress.space.space import TOLERANCE, SearchSpace
 
@@ -90,7 +92,7 @@ def minimal_genomes(space: SearchSpace) -> Genome:
     """The most compressed genomes (F, U): what any genome can meet, one of these meets.
 
     There are several where each of them keeps another one of the attentions, the last. Mixtures
-    keep as many experts as a token uses, those with the most zeros.
+    keep as many experts as a token uses, those with the most zeros, or with the coarsest types.
     """
     genes = space.encoding
     least = genes.sizes - 1
@@ -101,17 +103,29 @@ def minimal_genomes(space: SearchSpace) -> Genome:
         every[np.arange(len(keepers)), keepers] -= 1
     elif not genes.mixtures:
         return every
-    return space.deactivate(genes.with_experts(every, _zeros(space)))
+    typed = any(level.bits for levels in genes.levels for level in levels)
+    kinds = (_zeros, _coarseness) if typed else (_zeros,)
+    found = [genes.with_experts(every, _most(space, saved)) for saved in kinds]
+    return space.deactivate(np.concatenate(found))
 
 
-def _zeros(space: SearchSpace) -> Floats:
-    """For each gene (U,) that is an expert the most zeros that its matrices can have."""
+def _most(space: SearchSpace, saved: Callable[[Unit, Level], float]) -> Floats:
+    """For each gene (U,) that is an expert the most that its matrices can save of something."""
     genes = space.encoding
-    zeros: dict[str, int] = {}
+    found: dict[str, float] = {}
     for gene in genes.matrices.tolist():
         for unit in genes.members[gene]:
-            zeros[unit.owner] = zeros.get(unit.owner, 0) + genes.levels[gene][-1].zeros
-    return np.array([zeros.get(unit.name, 0) for unit in genes.units], dtype=np.float64)
+            found[unit.owner] = found.get(unit.owner, 0) + saved(unit, genes.levels[gene][-1])
+    return np.array([found.get(unit.name, 0) for unit in genes.units], dtype=np.float64)
+
+
+def _zeros(unit: Unit, level: Level) -> float:
+    return level.zeros
+
+
+def _coarseness(unit: Unit, level: Level) -> float:
+    """Weights of a matrix in a coarser type, the more the fewer bits that has."""
+    return unit.numel / stored_bits(level.bits)
 
 
 def check_reachable(space: SearchSpace) -> None:

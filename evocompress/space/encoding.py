@@ -11,6 +11,7 @@ import numpy as np
 from evocompress.core.arrays import Booleans, Floats, Genome, Integers
 from evocompress.core.canonical import ATTENTIVE, COSTED, canonical, merge_levels
 from evocompress.core.errors import ConfigError
+from evocompress.core.level_order import in_one_order
 from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.space.candidate_table import CandidateTable, candidate_table
@@ -41,7 +42,7 @@ class Encoding:
             model order.
         levels: For each gene its levels, from most to least parameters. Those of a sub-layer
             are (dense, narrower ones, drop), as far as it has them: indices of its narrow
-            levels are no order for other costs.
+            levels, as of matrices with zeros and types, are no order for other costs.
         default: For each gene the level (U,) it has before any search, and again when a unit
             above it is restored: a matrix its target, another unit dense.
         merges: Whether dropped blocks are merged into the last kept one before them.
@@ -72,12 +73,14 @@ class Encoding:
     @cached_property
     def matrices(self) -> Integers:
         """Indices of the genes that are matrices."""
-        return np.flatnonzero(self.ordinal)
+        return np.flatnonzero([unit.kind == "matrix" for unit in self.units])
 
     @cached_property
     def ordinal(self) -> Booleans:
-        """Which genes are moved level by level: the matrices (U,)."""
-        return np.array([unit.kind == "matrix" for unit in self.units])
+        """Which genes are moved level by level (U,): matrices with zeros, or with types, alone."""
+        ordered = np.zeros(len(self.units), dtype=bool)
+        ordered[[gene for gene in self.matrices if in_one_order(self.levels[gene])]] = True
+        return ordered
 
     @cached_property
     def options(self) -> tuple[Integers, Integers]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from evocompress.core.arrays import Floats, Genome, Integers
+from evocompress.core.types import Level
 from evocompress.space.budget import minimal_genomes
 from evocompress.space.encoding import Encoding
 from evocompress.space.repair import fill_budget, repair
@@ -19,19 +20,21 @@ Shares = Mapping[int, Floats]
 def uniform(space: SearchSpace) -> Genome:
     """The even genome (U,) that meets the budget with the least compression.
 
-    Matrices are at their target. Where they have types of stored weights these become coarser,
-    together and level by level, before anything is cut. Then all sub-layers are narrowed
-    together: each has its widest level that keeps at most a fraction of its weights, the same fraction for all. Where two
-    neighbouring fractions lie on both sides of the budget, some have the wider level, as many as
-    fit, at even distances over the depth; and where a bound is about one kind of sub-layer only,
-    the other kind is widened again. Where the narrowest widths are not enough, or there are
-    none, the same number of units of each droppable kind is removed, at even distances. Where
-    removing all of them is not enough, all matrices are raised together, level by level.
+    Matrices are at their target. Where they have types of stored weights these become coarser
+    together, before anything is cut. Then all sub-layers are narrowed together: each has its
+    widest level that keeps at most a fraction of its weights, the same fraction for all. Where two
+    neighbouring types or fractions lie on both sides of the budget, some have the finer type or
+    the wider level, as many as fit, at even distances over the depth; and where a bound is about
+    one kind of sub-layer only, the other kind is widened again. Where the narrowest widths are not
+    enough, or there are none, the same number of units of each droppable kind is removed, at even
+    distances. Where removing all of them is not enough, all matrices are raised together, level by
+    level.
     """
     shares = _shares(space)
     tries = [space.encoding.default]
-    if any(level.bits for levels in space.levels for level in levels):
-        tries += _raised(space.encoding, tries[-1])
+    for _ in range(max(map(_types, space.levels))):
+        coarser = _coarser(space.encoding, tries[-1])
+        tries += [*_mixed(tries[-1], coarser), coarser]
     for fraction in _fractions(shares):
         narrowed = _narrowed(tries[-1], shares, fraction)
         tries += [*_mixed(tries[-1], narrowed), narrowed]
@@ -140,6 +143,22 @@ def _emptied(genes: Encoding, genome: Genome) -> list[Genome]:
             shorter[dropped] = genes.drop_index[dropped]
         tries.append(shorter)
     return tries + _raised(genes, tries[-1] if tries else genome)
+
+
+def _types(levels: Sequence[Level]) -> int:
+    """How many coarser types there are among levels."""
+    return len({level.bits for level in levels if level.bits})
+
+
+def _coarser(genes: Encoding, genome: Genome) -> Genome:
+    """The genome (U,) with each matrix in its next coarser type, with its zeros."""
+    coarser = genome.copy()
+    for gene in genes.matrices.tolist():
+        now = genes.levels[gene][genome[gene]]
+        later = enumerate(genes.levels[gene][genome[gene] :], int(genome[gene]))
+        found = (i for i, lv in later if lv.zeros == now.zeros and lv.bits != now.bits)
+        coarser[gene] = next(found, genome[gene])
+    return coarser
 
 
 def _raised(genes: Encoding, genome: Genome) -> list[Genome]:

@@ -19,6 +19,7 @@ from evocompress.core.requests import (
     Request,
     Result,
 )
+from evocompress.core.storage import stored_bits
 from evocompress.core.types import DENSE, Candidate, Level
 from evocompress.search.base import Searcher
 from evocompress.space.space import SearchSpace
@@ -36,7 +37,7 @@ class Separable:
     """An objective that is a sum over units, with noise that each micro-batch draws anew.
 
     A matrix with a share s of zeros, or a sub-layer without a share s of its heads or channels,
-    costs weight * s**2; a removed sub-layer its weight.
+    costs weight * s**2; a removed sub-layer its weight. A type of b bits adds 2**-b to s.
 
     Attributes:
         sizes: {matrix: number of weights}.
@@ -92,7 +93,7 @@ class Separable:
         if level.narrow:
             left = level.channels or (level.kv_groups or 0) * (level.group_heads or 0)
             return 1 - left / self.items[name]
-        return level.zeros / self.sizes[name]
+        return float(level.zeros / self.sizes[name] + 2.0 ** -stored_bits(level.bits))
 
     def __call__(self, request: Request) -> Answer:
         """The answer to a request; the same for the same candidate and micro-batch."""

@@ -63,7 +63,7 @@ def read_back(folder):
     for name, scheme in schemes.items():
         assert f"{name}.weight" not in tensors and scheme["symmetric"]
         rows, columns = tensors[f"{name}.weight_shape"].tolist()
-        scale, bits = tensors[f"{name}.weight_scale"], scheme["num_bits"]
+        scale, bits = tensors[f"{name}.weight_scale"].float(), scheme["num_bits"]
         assert scale.shape == (rows, columns // scheme["group_size"])
         codes = unpacked(tensors[f"{name}.weight_packed"], bits, columns) - 2 ** (bits - 1)
         found[f"{name}.weight"] = codes * scale.repeat_interleave(scheme["group_size"], 1)

@@ -7,6 +7,7 @@ import pytest
 
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
+from evocompress.core.storage import STORAGE
 from evocompress.core.types import DENSE, DROP, Level
 from evocompress.search.allocation.knapsack import knapsack
 from evocompress.search.base import Problem
@@ -34,6 +35,23 @@ CONFIGS = {
 SPACES = {
     name: build_space(DECODER.units(), DECODER.architecture(), SpaceConfig(**config))
     for name, config in CONFIGS.items()
+}
+TYPES = {
+    "types": {"types": ["q8_0", "q5_0", "iq4_nl", "q4_0"]},
+    "types and zeros": {"types": ["q8_0", "q4_0"]},
+}
+LARGER = Decoder(layers=2, hidden=64, heads=2, ffn=64)
+SPACES |= {
+    name: build_space(
+        LARGER.units(),
+        LARGER.architecture(),
+        SpaceConfig(
+            bits=bits,
+            sparsity={"target": 0.25, "levels": 1} if "zeros" in name else None,
+            budget={"bits_per_weight": 5.1},
+        ),
+    )
+    for name, bits in TYPES.items()
 }
 # Equal steps from no zeros on: eight to the target of large matrices, four to that of small ones.
 CONVEX = build_space(
@@ -82,7 +100,8 @@ def one_step(levels, now, then):
     """Whether no other level lies between two, in none of their dimensions."""
     old, new = levels[now], levels[then]
     if new.drop or not (new.narrow or old.narrow):
-        return new.drop or then == now + 1
+        between = [level for level in levels if stores_less(level, old) and stores_less(new, level)]
+        return new.drop or (stores_less(new, old) and not between)
     bounds = sizes(old, levels), sizes(new, levels)
     below = [sizes(level, levels) for level in levels if level.narrow]
     if not all(b <= a for a, b in zip(*bounds, strict=True)):
@@ -91,6 +110,13 @@ def one_step(levels, now, then):
         other not in bounds and all(b <= o <= a for a, b, o in zip(*bounds, other, strict=True))
         for other in below
     )
+
+
+def stores_less(level, other):
+    """Whether a level of a matrix has more zeros or fewer bits, and less of neither."""
+    bits = [STORAGE[one.bits].bits_per_weight if one.bits else 99 for one in (level, other)]
+    no_more = level.zeros >= other.zeros and bits[0] <= bits[1]
+    return no_more and (level.zeros > other.zeros or bits[0] < bits[1])
 
 
 def sizes(level, levels):

@@ -15,6 +15,7 @@ from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable
 
 DECODER = Decoder(layers=6)
+LARGER = Decoder(layers=3, hidden=64, heads=2, ffn=128)
 MIXTURE = Decoder(layers=3, experts=5, active=2)
 TOKENS = {SEARCHERS["auto"]: 8_000}
 STAGED = {"generations": 4, "offspring": 8, "survivors": (3, 1), "stage_tokens": (128, 512)}
@@ -83,30 +84,48 @@ EXPERTS = {
         "budget": {"params": 0.6, "active_params": 0.9},
     },
 }
+TYPED = {
+    "bits": {"bits": {"types": ["q8_0", "q5_0", "q4_0", "iq4_nl"]}},
+    "every": {
+        "sparsity": {"target": 0.5, "levels": 1},
+        "bits": {"types": ["q8_0", "q4_0"]},
+        "width": {"multiple_of": 32},
+        "drop": {},
+    },
+}
+SPACES |= {
+    name: build_space(
+        LARGER.units(),
+        LARGER.architecture(),
+        SpaceConfig(**config, budget={"bits_per_weight": 5.2}),
+    )
+    for name, config in TYPED.items()
+}
 SPACES |= {
     name: build_space(MIXTURE.units(), MIXTURE.architecture(), SpaceConfig(**config))
     for name, config in EXPERTS.items()
 }
-DROPS = {"depth", "blocks", "joint", "merge", "shape"}
+DROPS = {"depth", "blocks", "joint", "merge", "shape", "every"}
 SUITED = {
     "shortgpt": DROPS,
     "window": {"blocks", "merge"},
     "shortened_llama": DROPS,
     "sleb": {"blocks", "merge"},
     "blockpruner": DROPS,
-    "finercut": {"depth", "joint", "shape"},
+    "finercut": {"depth", "joint", "shape", "every"},
     "laco": {"merge"},
-    "multipruner": {"width", "shape"},
-    "flap": {"width", "shape", "mixed"},
+    "multipruner": {"width", "shape", "every"},
+    "flap": {"width", "shape", "mixed", "every"},
     "allocation": {"sparsity", "joint"},
     "evopress_dp": {"sparsity", "joint", "width", "shape"},
     "gp": {"blocks", "width"},
+    "distortion_dp": SPACES.keys() - TYPED.keys(),
     "routing_frequency": {"experts"},
     "expert_output_error": {"experts"},
 }
 TRIED_WITH_EXPERTS = {"auto", "evopress", "greedy", "uniform", "nsga2", "distortion_dp", "flap"}
 TRIED_WITH_EXPERTS |= {"routing_frequency", "expert_output_error"}
-SHORT = {"auto": {"sparsity", "blocks"}, "gp": {"blocks"}}
+SHORT = {"auto": {"sparsity", "blocks", "bits"}, "gp": {"blocks"}}
 """The spaces on which slow searchers are tried in the short tests as well."""
 
 CASES = [

@@ -8,6 +8,7 @@ from evocompress.core.errors import BudgetError, ConfigError
 from evocompress.core.storage import STORAGE
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.space import sampling
+from evocompress.space.budget import minimal_genomes
 from evocompress.space.build import build_space
 from evocompress.testing.tiny import tiny_loaded
 
@@ -120,11 +121,53 @@ def test_zeros_come_in_every_type():
 def test_even_and_random_genomes_meet_a_budget_of_bytes():
     space = spaced(bits={"types": ["q8_0", "q5_0", "q4_0"]}, budget={"weight_bytes": 0.35})
     even = sampling.uniform(space)
-    assert len(set(even.tolist())) == 1 and space.feasible(even[None])[0]
+    assert set(even.tolist()) == {0, 1} and space.feasible(even[None])[0]
+    assert space.budget_usage(even[None])[0] > 0.98
     genomes = [sampling.random(space, np.random.default_rng(seed)) for seed in range(20)]
     assert space.feasible(np.stack(genomes)).all()
     assert len({genome.tobytes() for genome in genomes}) == 20
     assert space.genome(space.candidate(genomes[0])).tolist() == genomes[0].tolist()
+
+
+def test_an_even_genome_keeps_the_zeros_of_its_matrices():
+    space = spaced(
+        sparsity={"target": 0.5, "levels": 2},
+        bits={"types": ["q8_0", "q5_0", "q4_0"]},
+        budget={"bits_per_weight": 5.5},
+    )
+    named = space.candidate(sampling.uniform(space)).by_name
+    assert {named[unit.name].bits for unit in matrices(space)} == {"q5_0"}
+    assert all(2 * named[unit.name].zeros == unit.numel for unit in matrices(space))
+
+
+def test_matrices_whose_levels_have_no_order_are_moved_to_any_level():
+    assert spaced(bits={"types": ["q8_0", "q4_0"]}).encoding.ordinal.all()
+    assert not spaced(bits={"types": ["q8_0", "iq4_nl", "q4_0"]}).encoding.ordinal.any()
+    zeros = {"target": 0.5, "levels": 1}
+    both = spaced(sparsity=zeros, bits={"types": ["q8_0", "q4_0"]}, budget={"bits_per_weight": 6})
+    assert not both.encoding.ordinal.any() and both.encoding.matrices.size == len(both.units)
+    rng = np.random.default_rng(0)
+    genomes = np.stack([sampling.random(both, rng) for _ in range(40)])
+    assert both.feasible(genomes).all()
+    assert {level for level in genomes.ravel().tolist()} == set(range(6))
+
+
+def test_the_experts_that_stay_are_those_of_the_coarsest_types():
+    loaded = tiny_loaded("qwen2_moe")
+    units = list(loaded.family.units(loaded.model))
+    architecture = loaded.family.architecture(loaded.model)
+    experts = [unit.name for unit in units if unit.kind == "expert" and unit.block == 0]
+    least = next(unit for unit in units if unit.active).least
+    coarse = experts[-least:]
+    config = {
+        "drop": {"units": ["expert"]},
+        "bits": {"types": ["dense", "q4_0"], "match": [f"{name}.*" for name in coarse]},
+    }
+    space = build_space(units, architecture, SpaceConfig.model_validate(config))
+    found = minimal_genomes(space)
+    smallest = found[int(space.costs(found)["weight_bytes"].argmin())]
+    named = space.candidate(smallest).by_name
+    assert [name for name in experts if named.get(name) != DROP] == coarse
 
 
 @pytest.mark.parametrize(
@@ -177,6 +220,7 @@ def test_refused(config, error, message):
         (["q4_0", "w4g32"], "q4_0 and w4g32|w4g32 and q4_0"),
         (["q4"], "there is no type of weights 'q4'"),
         (["dense"], "'dense' alone changes nothing"),
+        (["dense", "f16", "q4_0"], "'f16' and 'dense', the model's own type, hardly differ"),
     ],
 )
 def test_refused_types(types, message):

@@ -51,7 +51,7 @@ class BlockMaker:
         errors: Errors = {}
         small: dict[str, Tensor] = {}
         with durable_file(path) as file:
-            writer = TensorWriter(file, self.order.layout(self.dense.dtype))
+            writer = TensorWriter(file, self.order.layout(self.dense.dtype, self.dense.stored))
             for batch in self.order.batches:
                 found, biases = self._write_matrices(writer, batch)
                 errors |= found
@@ -74,11 +74,11 @@ class BlockMaker:
         Returns:
             Their errors where they can be measured, and their biases for later.
         """
-        methods, dtype = self.order.methods, self.dense.dtype
+        methods, stored = self.order.methods, self.dense.stored
         weights = [self._weight(linear.name) for linear, _ in batch]
         known = self.statistics.get(batch[0][0].input, Statistics())
         levels_of = [own for _, own in batch]
-        found = make_levels(weights, known, levels_of, methods.criterion, methods.rounding, dtype)
+        found = make_levels(weights, known, levels_of, methods.criterion, methods.rounding, stored)
         errors: Errors = {}
         biases: dict[str, Tensor] = {}
         for (linear, levels), weight, made in zip(batch, weights, found, strict=True):

@@ -17,8 +17,15 @@ from evocompress.compression.library.builder import BuildProgress, MakeBlocks, m
 from evocompress.compression.library.dense import dense_model
 from evocompress.compression.library.manifest import NAME, LibraryRecipe, Manifest, read_manifest
 from evocompress.compression.library.plan import check_fits, plan_library
-from evocompress.compression.library.recipe import Wanted, make_recipe, methods_for, without_bias
+from evocompress.compression.library.recipe import (
+    Wanted,
+    make_recipe,
+    methods_for,
+    types_of,
+    without_bias,
+)
 from evocompress.compression.library.store import Library, check_size, open_library, verify_files
+from evocompress.compression.quantization.ggml import PACKAGES
 from evocompress.core.circumstances import Facts, differences
 from evocompress.core.config import LibraryConfig
 from evocompress.core.environment import describe, versions
@@ -26,6 +33,7 @@ from evocompress.core.errors import LibraryError
 from evocompress.core.files import make_folder
 from evocompress.core.leftovers import clear_leftovers
 from evocompress.core.progress import tell_nobody
+from evocompress.core.storage import GGUF, storage_type
 from evocompress.core.types import Level
 from evocompress.models.loading import LoadedModel
 
@@ -173,6 +181,8 @@ def _new(loaded: LoadedModel, recipe: LibraryRecipe, tokens: Tensor) -> Manifest
 def _circumstances(loaded: LoadedModel, recipe: LibraryRecipe) -> dict[str, str]:
     """What the tensors depend on beside the recipe."""
     packages = CRITERIA.packages(recipe.criterion) | STRUCTURED.packages(recipe.width_criterion)
+    if any(storage_type(name).lane == GGUF for name in types_of(recipe.levels)):
+        packages |= PACKAGES
     return versions(packages) | {
         "device": describe(loaded.model.device),
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -207,6 +207,7 @@ class DenseModel:
     Attributes:
         fingerprint: The model's.
         dtype: Of its weights.
+        stored: Of the weights of its files.
         device: Where it is run.
         units: Its units by name.
         linears: Its matrix units by name.
@@ -218,6 +219,7 @@ class DenseModel:
         family, model = loaded.family, loaded.model
         self.fingerprint = loaded.fingerprint
         self.dtype: torch.dtype = model.dtype
+        self.stored = loaded.stored
         self.device = model.device
         self.units = family.units(model).by_name
         self.linears = _linears(loaded, self.units)

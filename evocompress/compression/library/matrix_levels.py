@@ -39,7 +39,7 @@ def make_levels(
     levels: Sequence[Sequence[Level]],
     criterion: Criterion | None,
     rounding: Rounding | None,
-    dtype: torch.dtype,
+    stored: torch.dtype,
 ) -> list[list[MadeLevel]]:
     """Makes all levels of matrices.
 
@@ -49,7 +49,7 @@ def make_levels(
         levels: Of each matrix.
         criterion: Gives zeros; ``None`` where no level has any.
         rounding: To coarser types; ``None`` where no level has one.
-        dtype: Of the model.
+        stored: Of the weights of the model's files.
 
     Raises:
         LibraryError: A level is impossible.
@@ -64,14 +64,14 @@ def make_levels(
                 mask = weight == 0 if level.zeros else None
                 kind = _fitting(storage_type(level.bits), weight.shape[1])
                 tasks[place, level] = RoundingTask(weight, kind, mask)
-    stored: dict[tuple[int, Level], QuantizedMatrix] = {}
+    coarser: dict[tuple[int, Level], QuantizedMatrix] = {}
     if tasks:
         assert rounding is not None
-        every = quantize_all(list(tasks.values()), known, rounding, dtype)
-        stored = dict(zip(tasks, every, strict=True))
+        every = quantize_all(list(tasks.values()), known, rounding, stored)
+        coarser = dict(zip(tasks, every, strict=True))
     return [
         [
-            MadeLevel(stored[place, level].weight, stored[place, level])
+            MadeLevel(coarser[place, level].weight, coarser[place, level])
             if level.bits
             else MadeLevel(sparse[place][level])
             for level in own

@@ -80,7 +80,7 @@ class NarrowedMatrices:
         zeros = level.zeros_left(dense.numel(), narrow.numel())
         known = self._statistics(linear, columns, width if linear.unit.columns else None)
         left = replace(level, zeros=zeros)
-        ways = (methods.criterion, methods.rounding, self._dense.dtype)
+        ways = (methods.criterion, methods.rounding, self._dense.stored)
         (((found,),)) = make_levels([narrow], known, [[left]], *ways)
         made = {"weight": linear.oriented(found.weight)}
         compensates = methods.criterion is not None and methods.criterion.compensates

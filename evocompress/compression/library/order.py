@@ -175,18 +175,18 @@ class BlockOrder:
             words |= {link.output.input for link in self._links}
         return frozenset(words)
 
-    def layout(self, dtype: torch.dtype) -> TensorSpecs:
-        """The tensors of the block's file.
+    def layout(self, dtype: torch.dtype, stored: torch.dtype) -> TensorSpecs:
+        """The tensors of the block's file, of a model of a type whose files have another one.
 
         Large tensors come first, so that they are aligned.
         """
-        return dict(self._specs(dtype))
+        return dict(self._specs(dtype, stored))
 
-    def _specs(self, dtype: torch.dtype) -> Iterator[tuple[str, TensorSpec]]:
+    def _specs(self, dtype: torch.dtype, stored: torch.dtype) -> Iterator[tuple[str, TensorSpec]]:
         for linear, levels in self.matrices:
             for level in levels:
                 yield tensor_key(linear.name, level, "weight"), _spec(linear, linear.shape, dtype)
-                yield from _part_specs(linear, level, dtype)
+                yield from _part_specs(linear, level, stored)
         for word in self.kept_inputs:
             features = self.readers[word].shape[1]
             for need in self.methods.matrix_needs:
@@ -246,11 +246,11 @@ def _spec(linear: Linear, shape: tuple[int, int], dtype: torch.dtype) -> TensorS
 
 
 def _part_specs(
-    linear: Linear, level: Level, dtype: torch.dtype
+    linear: Linear, level: Level, stored: torch.dtype
 ) -> Iterator[tuple[str, TensorSpec]]:
     """Of what a file holds of a matrix of a coarser type."""
     if level.bits:
-        specs = part_specs(storage_type(level.bits), linear.shape, dtype)
+        specs = part_specs(storage_type(level.bits), linear.shape, stored)
         for part, (shape, kind) in specs.items():
             yield tensor_key(linear.name, level, part), TensorSpec(shape, kind)
 

@@ -86,7 +86,7 @@ def plan_library(
     methods = methods_for(dense, wanted, config)
     orders = block_orders(dense, wanted, methods)
     missing = [order for block, order in orders.items() if block not in done]
-    disk = sum(file_bytes(order.layout(dense.dtype)) for order in missing)
+    disk = sum(file_bytes(order.layout(dense.dtype, dense.stored)) for order in missing)
     memory = max((_block_bytes(order) for order in missing), default=0)
     if any(order.needs for order in missing):
         memory += _activation_bytes(loaded, dense, tokens, batch)

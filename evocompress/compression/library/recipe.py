@@ -9,11 +9,8 @@ from evocompress.compression.library.manifest import LibraryRecipe
 from evocompress.compression.library.order import Methods, methods_named
 from evocompress.core.config import LibraryConfig
 from evocompress.core.errors import LibraryError
-from evocompress.core.storage import storage_type
+from evocompress.core.storage import stored_bits
 from evocompress.core.types import Level
-
-WIDEST = 64
-"""Bits of a weight in the model's own type, at most."""
 
 Wanted = Mapping[str, Sequence[Level]]
 """Levels of matrix, attention and MLP units."""
@@ -126,14 +123,11 @@ def _propagated(wanted: Wanted, chosen: Mapping[str, Level] | None) -> dict[str,
     return propagated
 
 
-def _compression(level: Level) -> float:
+def _compression(level: Level) -> tuple[float, float]:
     """Rises with what a level takes away from its unit."""
-    if level.dense:
-        return float("-inf")
     if level.channels is not None:
-        return -level.channels
+        return -level.channels, 0
     if level.kv_groups is not None and level.group_heads is not None:
         # A group has one key and one value head, a query head its own part of the output.
-        return -level.kv_groups * (1 + level.group_heads)
-    stored = storage_type(level.bits).bits_per_weight if level.bits else WIDEST
-    return level.zeros - stored
+        return -level.kv_groups * (1 + level.group_heads), 0
+    return -stored_bits(level.bits), level.zeros

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evocompress.compression.quantization.gptq import Rounded
 from evocompress.core.errors import LibraryError
-from evocompress.core.storage import StorageType
+from evocompress.core.storage import HALVES, StorageType
 
 PLAIN = frozenset(("f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4"))
 """Types that gguf-py makes."""
@@ -29,6 +29,9 @@ LIBRARY = "libggml-base.so"
 
 LEAST_IMPORTANCE = 1e-6
 """Of an input, as a share of the greatest."""
+
+PACKAGES = frozenset(("gguf", "llama-cpp-python"))
+"""Which decide the bytes."""
 
 PackedRows = NDArray[np.uint8]
 
@@ -54,17 +57,26 @@ def quantized(weight: Tensor, kind: StorageType, importance: Tensor | None = Non
         LibraryError: The type needs ggml, which is not installed.
     """
     values = np.ascontiguousarray(weight.detach().float().cpu().numpy())
+    check_makeable(kind)
     ggml = _ggml()
-    if ggml is not None and kind.name not in ("f16", "bf16"):
+    if ggml is not None and kind.name not in HALVES:
         return torch.from_numpy(_by_ggml(ggml, values, kind, importance))
-    if kind.name not in PLAIN:
+    made = _gguf().quantize(values, _number(kind))
+    return torch.from_numpy(np.ascontiguousarray(made).view(np.uint8))
+
+
+def check_makeable(kind: StorageType) -> None:
+    """Refuses a type of lane `GGUF` for which packages are missing.
+
+    Raises:
+        LibraryError: They are not installed.
+    """
+    _gguf()
+    if kind.name not in PLAIN and _ggml() is None:
         raise LibraryError(
             f"type {kind.name} is made by ggml, which is not installed: pip install "
             f"llama-cpp-python, or choose among {', '.join(sorted(PLAIN))}"
         )
-    gguf = _gguf()
-    made = gguf.quantize(values, _number(kind))
-    return torch.from_numpy(np.ascontiguousarray(made).view(np.uint8))
 
 
 def dequantized(stored: Tensor, kind: StorageType) -> Tensor:

@@ -32,13 +32,13 @@ class QuantizedMatrix:
     Attributes:
         weight: What is read back of its parts, (out, in) float32.
         kind: The type.
-        dtype: Of the model.
+        stored: Of the weights of the model's files.
         made: Codes with their grids, or the bytes of its rows.
     """
 
     weight: Tensor
     kind: StorageType
-    dtype: torch.dtype
+    stored: torch.dtype
     made: Rounded | Tensor
 
     @property
@@ -53,7 +53,7 @@ class QuantizedMatrix:
             return {"packed": self.made}
         if self.kind.lane != GROUPS:
             return {"packed": pack_blocks(self.made, self.kind)}
-        return _group_parts(self.made, self.kind, self.dtype)
+        return _group_parts(self.made, self.kind, self.stored)
 
 
 def needs_of(kind: StorageType, rounding: Rounding) -> Literal["gram", "squares", "nothing"]:
@@ -63,13 +63,13 @@ def needs_of(kind: StorageType, rounding: Rounding) -> Literal["gram", "squares"
     return "nothing" if kind.lane == GROUPS else "squares"
 
 
-def scale_type(kind: StorageType, dtype: torch.dtype) -> torch.dtype:
-    """The type of a type's scales in a model of a type: llama.cpp's are float16 in all."""
-    return torch.bfloat16 if kind.lane == GROUPS and dtype == torch.bfloat16 else torch.float16
+def scale_type(kind: StorageType, stored: torch.dtype) -> torch.dtype:
+    """The type of a type's scales: float16, but for groups in a file of bfloat16."""
+    return torch.bfloat16 if kind.lane == GROUPS and stored == torch.bfloat16 else torch.float16
 
 
 def quantize_all(
-    tasks: Sequence[RoundingTask], known: Statistics, rounding: Rounding, dtype: torch.dtype
+    tasks: Sequence[RoundingTask], known: Statistics, rounding: Rounding, stored: torch.dtype
 ) -> list[QuantizedMatrix]:
     """Stores matrices of one shape that read the same input.
 
@@ -78,34 +78,34 @@ def quantize_all(
         known: Statistics of their inputs.
         rounding: Whether later columns make good for rounding (GPTQ), where a type's values have
             equal steps; other types are made by ggml, which weighs errors by the squared inputs.
-        dtype: Of the model.
+        stored: Of the weights of the model's files.
     """
     swept = [task for task in tasks if needs_of(task.kind, rounding) == "gram"]
     rounded = {}
     if swept:
-        stored = scale_type(swept[0].kind, dtype)  # all are of one lane
-        found = gptq(swept, known.factor, stored)
+        scales = scale_type(swept[0].kind, stored)  # all are of one lane
+        found = gptq(swept, known.factor, scales)
         rounded = {id(task): one for task, one in zip(swept, found, strict=True)}
-    return [_made(task, rounded.get(id(task)), known, dtype) for task in tasks]
+    return [_made(task, rounded.get(id(task)), known, stored) for task in tasks]
 
 
 def _made(
-    task: RoundingTask, rounded: Rounded | None, known: Statistics, dtype: torch.dtype
+    task: RoundingTask, rounded: Rounded | None, known: Statistics, stored: torch.dtype
 ) -> QuantizedMatrix:
     kind = task.kind
     if rounded is None and kind.lane == GROUPS:
-        rounded = round_to_nearest(task, scale_type(kind, dtype))
+        rounded = round_to_nearest(task, scale_type(kind, stored))
     if rounded is not None:
-        return QuantizedMatrix(rounded.weight, kind, dtype, rounded)
+        return QuantizedMatrix(rounded.weight, kind, stored, rounded)
     packed = quantized(task.weight, kind, known.norms.square())
     weight = dequantized(packed, kind).to(task.weight.device)
     if task.mask is not None:
         weight = weight.masked_fill(task.mask, 0)  # it was zero, but for its sign
-    return QuantizedMatrix(weight, kind, dtype, packed)
+    return QuantizedMatrix(weight, kind, stored, packed)
 
 
-def _group_parts(rounded: Rounded, kind: StorageType, dtype: torch.dtype) -> dict[str, Tensor]:
-    scales = rounded.scales.to(scale_type(kind, dtype))
+def _group_parts(rounded: Rounded, kind: StorageType, stored: torch.dtype) -> dict[str, Tensor]:
+    scales = rounded.scales.to(scale_type(kind, stored))
     parts = {"packed": in_words(rounded.codes, kind.bits), "scale": scales}
     if kind.ranges == "zero point":
         zeros = (-rounded.minima / rounded.scales).round().to(torch.uint8)
@@ -131,7 +131,7 @@ def _few_in_words(codes: Tensor, bits: int) -> Tensor:
 
 
 def part_specs(
-    kind: StorageType, shape: tuple[int, int], dtype: torch.dtype
+    kind: StorageType, shape: tuple[int, int], stored: torch.dtype
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """The shapes and types of the parts of a matrix of shape (out, in)."""
     rows, columns = shape
@@ -140,7 +140,7 @@ def part_specs(
     groups = columns // kind.block
     specs: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "packed": ((rows, -(-columns * kind.bits // WORD)), torch.int32),
-        "scale": ((rows, groups), scale_type(kind, dtype)),
+        "scale": ((rows, groups), scale_type(kind, stored)),
     }
     if kind.ranges == "zero point":
         specs["zero_point"] = ((-(-rows * kind.bits // WORD), groups), torch.int32)

@@ -12,7 +12,9 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from evocompress.core.config import CalibrationConfig, RunConfig
+from pydantic import BaseModel
+
+from evocompress.core.config import RunConfig
 from evocompress.core.config_file import put, validate
 from evocompress.core.errors import ConfigError
 from evocompress.pipeline.sweep.config import Range, SweepConfig
@@ -25,8 +27,8 @@ LIBRARIES = "libraries"
 EQUALLY_HARD = ("seed", "search", "library")
 """Parts of a run that may differ between trials whose values are worth comparing."""
 
-LATER_SETTINGS = {"bos", "field"}
-"""Settings of the calibration that came when there were libraries already."""
+LATER_SETTINGS = {"bos", "field", "bits", "rounding"}
+"""Settings of calibration, space and library that came when there were libraries already."""
 
 LONGEST_NAME = 60
 
@@ -189,17 +191,17 @@ def _library_key(config: RunConfig) -> str:
     return _digest(
         {
             "model": config.model.model_dump(mode="json", exclude={"device_memory"}),
-            "calibration": _calibration_settings(config.calibration),
-            "space": config.space.model_dump(mode="json", exclude={"budget"}),
-            "library": config.library.model_dump(mode="json", exclude={"path", "cache_mib"}),
+            "calibration": _settings(config.calibration),
+            "space": _settings(config.space, "budget"),
+            "library": _settings(config.library, "path", "cache_mib"),
         }
     )
 
 
-def _calibration_settings(config: CalibrationConfig) -> dict[str, Any]:
-    """All settings but the later ones at their defaults, so that older libraries are found."""
+def _settings(config: BaseModel, *ignored: str) -> dict[str, Any]:
+    """Settings without later ones at their defaults, so that older libraries are found."""
     later = config.model_dump(mode="json", include=LATER_SETTINGS, exclude_defaults=True)
-    return config.model_dump(mode="json", exclude=LATER_SETTINGS) | later
+    return config.model_dump(mode="json", exclude=LATER_SETTINGS | {*ignored}) | later
 
 
 def _digest(content: Any) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Floats, Genome
 from evocompress.core.requests import Result
 from evocompress.search.allocation.flap import thresholds, trajectory
 from evocompress.search.allocation.knapsack import knapsack
@@ -89,13 +89,23 @@ class Starts:
         if estimation.failed is not None:
             return {}
         found = expansion(space, estimation)
-        tables = {"second order": found.harms(), "second order, monotone": isotonic(found.harms())}
+        harms = found.harms()
+        tables = {"second order": harms, "second order, monotone": self._monotone(harms)}
         start = space.encoding.default
         picks = {name: knapsack(space, harms, start) for name, harms in tables.items()}
         if coupling := best_coupling(space, start, found):
             picks[f"second order, coupled by {coupling}"] = step(space, start, found, coupling)
         self.scores = found.scores
         return {name: genome for name, genome in picks.items() if genome is not None}
+
+    def _monotone(self, harms: Sequence[Floats]) -> list[Floats]:
+        """Harms that do not fall, but for those of matrices whose levels are in no one order."""
+        genes = self._space.encoding
+        mixed = np.setdiff1d(genes.matrices, np.flatnonzero(genes.ordinal)).tolist()
+        return [
+            harm if gene in mixed else risen
+            for gene, (harm, risen) in enumerate(zip(harms, isotonic(harms), strict=True))
+        ]
 
     def _measured_effects(self) -> AskTell[Named]:
         """The best sum of single changes, measured in rounds (`sensitivity`)."""

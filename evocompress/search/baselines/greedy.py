@@ -107,8 +107,7 @@ class Greedy(GeneratorSearcher):
             if not priced:
                 break
             # After the last round that is paid for the rest of the way is gone at once.
-            every = int(self.space.encoding.sizes.sum())
-            count = self._take if self._pays_a_round else every
+            count = self._take if self._pays_a_round else None
             genome = taken(self.space, genome, priced, count)
         yield from self.conclude(genome)
 
@@ -126,13 +125,17 @@ class Greedy(GeneratorSearcher):
         ]
 
 
-def taken(space: SearchSpace, genome: Genome, priced: Sequence[_Priced], count: int) -> Genome:
+def taken(
+    space: SearchSpace, genome: Genome, priced: Sequence[_Priced], count: int | None
+) -> Genome:
     """The genome (U,) after the `count` cheapest steps, as if they did not touch each other.
 
-    A gene may be taken again where only one step can follow: harms grow like a square, so its
+    Without a count all steps are taken that it takes to meet the budget. A gene may be taken again
+    where only one step can follow, or where that must be the end: harms grow like a square, so its
     second step is taken to cost three times the first, the third five times.
     """
-    queue = list(priced)
+    queue, ends = list(priced), count is None
+    count = int(space.encoding.sizes.sum()) if count is None else count
     heapify(queue)
     while queue and count and not space.feasible(genome[None])[0]:
         step = heappop(queue)
@@ -140,20 +143,23 @@ def taken(space: SearchSpace, genome: Genome, priced: Sequence[_Priced], count: 
         if genome[step.gene] != step.origin or not savings(space, genome, [changed])[0] > 0:
             continue
         genome, count = changed, count - 1
-        for following in _again(space, step):
+        for following in _again(space, step, ends=ends):
             heappush(queue, following)
     return genome
 
 
-def _again(space: SearchSpace, step: _Priced) -> list[_Priced]:
-    """The same step of the gene once more, if there is one and no choice between two."""
+def _again(space: SearchSpace, step: _Priced, *, ends: bool) -> list[_Priced]:
+    """The same step of the gene once more, if there is one.
+
+    Of two the next round chooses, or where that `ends` the way the first is taken.
+    """
     levels = space.levels[step.gene]
     later = [
         level
         for level in next_levels(levels, step.level, space.encoding.ordinal[step.gene])
         if not levels[level].drop
     ]
-    if len(later) != 1:
+    if not later or (len(later) > 1 and not ends):
         return []
     rate = step.rate * (2 * step.turn + 1) / (2 * step.turn - 1)
     return [replace(step, rate=rate, level=later[0], origin=step.level, turn=step.turn + 1)]

@@ -13,10 +13,10 @@ from pydantic import Field, field_validator
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Number, Tokens
+from evocompress.core.level_order import only_cuts
 from evocompress.core.types import Level
 from evocompress.search.base import SearcherSettings
 from evocompress.search.baselines.removal import present, without_each
-from evocompress.search.baselines.steps import only_cuts
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.space import SearchSpace
 

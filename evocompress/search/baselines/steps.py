@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome, Integers
+from evocompress.core.level_order import only_cuts
 from evocompress.core.types import Level
 from evocompress.space.space import SearchSpace
 
@@ -24,7 +25,8 @@ def steps(space: SearchSpace, genome: Genome) -> list[tuple[int, int]]:
     """(gene, its new level) of each step from a genome (U,) that saves what is exceeded.
 
     A matrix goes up by a level, and a sub-layer to a next narrower one or to its drop. An
-    attention may have two next ones: fewer groups, or fewer heads in each.
+    attention may have two next ones: fewer groups, or fewer heads in each; and so may a matrix
+    with zeros and types of stored weights.
     """
     free = np.flatnonzero(~space.encoding.inactive(genome[None])[0]).tolist()
     found = [
@@ -76,7 +78,7 @@ def next_levels(levels: Sequence[Level], index: int, stepped: bool) -> list[int]
     """Indices of the levels one step more compressed than that of an index.
 
     `stepped` says that the next level in order is the only one, as for the zeros of a matrix;
-    otherwise there are the nearest narrower levels and the drop.
+    otherwise there are the nearest levels that only cut, and the drop.
     """
     if stepped:
         return [index + 1] if index + 1 < len(levels) else []
@@ -85,18 +87,6 @@ def next_levels(levels: Sequence[Level], index: int, stepped: bool) -> list[int]
     nearest = [
         i
         for i in narrower
-        if not any(only_cuts(levels[i], levels[between]) for between in narrower if between != i)
+        if not any(only_cuts(levels[i], levels[between]) for between in narrower)
     ]
     return nearest + [i for i in later if levels[i].drop]
-
-
-def only_cuts(level: Level, wider: Level) -> bool:
-    """Whether a narrow level keeps nothing that another one cuts."""
-    if not level.narrow or wider.dense:
-        return level.narrow
-    if level.channels is not None:
-        assert wider.channels is not None
-        return level.channels <= wider.channels
-    assert level.kv_groups is not None and level.group_heads is not None
-    assert wider.kv_groups is not None and wider.group_heads is not None
-    return level.kv_groups <= wider.kv_groups and level.group_heads <= wider.group_heads

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evocompress.core.arrays import Booleans, Floats, Genome
+from evocompress.core.level_order import steps_between
 from evocompress.core.requests import Estimation
 from evocompress.search.allocation.knapsack import knapsack, own_costs, padded_tables, priced
 from evocompress.space.space import SearchSpace
@@ -113,9 +114,10 @@ def within(
     A drop is forbidden, and a dropped unit stays dropped: neither is a small change.
     """
     allowed = []
-    for harm, now, drop in zip(harms, genome, space.encoding.drop_index, strict=True):
+    genes = space.encoding
+    for harm, own, now, drop in zip(harms, genes.levels, genome, genes.drop_index, strict=True):
         levels = np.arange(len(harm))
-        near = (np.abs(levels - now) <= radius) & ((levels == drop) == (now == drop))
+        near = (steps_between(own, now) <= radius) & ((levels == drop) == (now == drop))
         allowed.append(np.where(near, harm, np.inf))
     return allowed
 

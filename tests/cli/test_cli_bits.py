@@ -1,0 +1,120 @@
+"""Types of stored weights beside everything else that a space has, from search to report."""
+
+import gguf
+import pytest
+from dying import Killed, dying
+from run_files import tiny_run, written
+
+from evocompress import api
+from evocompress.compression.quantization import ggml
+from evocompress.core.config_file import load_config
+from evocompress.core.errors import ConfigError, ExportError, LibraryError
+from evocompress.core.files import read_json
+from evocompress.core.storage import STORAGE
+from evocompress.core.types import Level
+from evocompress.pipeline.context import Local
+from evocompress.testing.tiny import tiny_checkpoint
+
+EVERYTHING = {
+    "drop": {},
+    "width": {"multiple_of": 32, "kv_groups": [1], "group_heads": [2]},
+    "sparsity": {"target": 0.25, "levels": 1},
+    "bits": {"types": ["q8_0", "q5_0", "q4_0"]},
+    "budget": {"bits_per_weight": 5.2},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    tiny_checkpoint(folder / "model")
+    return folder
+
+
+def run_of(home, name, **changes):
+    run = tiny_run(
+        home,
+        name=name,
+        space=EVERYTHING,
+        search={"name": "auto", "tokens": 3000},
+        library={"path": str(home / "library")},
+        heal={"steps": 2, "evaluate_every": 1, "validation_sequences": 2},
+        evaluate={"latency": False},
+    )
+    return load_config(written(home / f"{name}.yaml", run | changes))
+
+
+@pytest.fixture(scope="module")
+def whole(home):
+    return api.search(run_of(home, "whole"))
+
+
+def winner_of(folder):
+    named = read_json(folder / "winner.json")["levels"]
+    return {name: Level.from_json(level) for name, level in named.items()}
+
+
+def test_a_search_that_was_killed_is_resumed_to_the_same_bytes(home, whole, monkeypatch):
+    assert {level.bits for level in winner_of(whole).values()} & STORAGE.keys()
+    evaluations = (whole / "journal.jsonl").read_text().count('"type":"candidate"')
+    for after in (1, evaluations // 2):
+        name = f"cut{after}"
+        with monkeypatch.context() as patch:
+            patch.setattr(Local, "executor", dying(after))
+            with pytest.raises(Killed):
+                api.search(run_of(home, name))
+        cut = api.search(run_of(home, name), resume=True)
+        for file in ("journal.jsonl", "winner.json"):
+            assert (cut / file).read_bytes() == (whole / file).read_bytes(), (name, file)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+def test_workers_find_the_same(home, whole):
+    pytest.importorskip("ray")
+    config = run_of(home, "ray", executor="ray", ray={"workers": 2})
+    folder = api.search(config)
+    assert (folder / "winner.json").read_bytes() == (whole / "winner.json").read_bytes()
+    # Answers come in any order.
+    lines = [sorted((each / "journal.jsonl").read_text().splitlines()) for each in (folder, whole)]
+    assert lines[0] == lines[1]
+
+
+def test_all_stages_keep_the_types(home, whole):
+    assert api.materialize(whole).name == "checkpoint"
+    api.heal(whole)
+    api.evaluate(whole)
+    rows = {row["name"]: row for row in read_json(whole / "evaluation.json")["rows"]}
+    costs = read_json(whole / "winner.json")["costs"]
+    assert rows["searched"]["weight_bytes"] == costs["weight_bytes"]
+    assert rows["healed"]["weight_bytes"] == costs["weight_bytes"]
+    assert rows["dense"]["weight_bytes"] == 4 * rows["dense"]["params"]
+    assert "Matrices by type" in api.report(whole).read_text()
+    files = [
+        api.materialize(whole, out=home / name, form="gguf", healed=healed) / "model.gguf"
+        for name, healed in (("plain", False), ("healed", True))
+    ]
+    types = [{t.name: t.tensor_type.name for t in gguf.GGUFReader(f).tensors} for f in files]
+    assert types[0] == types[1]
+    wanted = {level.bits.upper() for level in winner_of(whole).values() if level.bits}
+    assert wanted <= set(types[0].values())
+
+
+def test_adapters_are_refused_before_the_search(home):
+    with pytest.raises(ConfigError, match="heal.train=lora: .* train norms, biases or head"):
+        api.search(run_of(home, "lora", heal={"train": "lora"}))
+    assert not (home / "runs" / "lora").exists()
+
+
+def test_types_that_need_ggml_are_refused_before_anything_is_loaded(home, monkeypatch):
+    monkeypatch.setattr(ggml, "_ggml", lambda: None)
+    space = {"bits": {"types": ["dense", "iq4_nl"]}, "budget": {"weight_bytes": 0.5}}
+    with pytest.raises(LibraryError, match="type iq4_nl is made by ggml, which is not installed"):
+        api.search(run_of(home, "codebook", space=space))
+    assert not (home / "runs" / "codebook").exists()
+
+
+def test_a_format_that_cannot_hold_them_is_refused(home, whole):
+    with pytest.raises(ExportError, match="holds groups .* has llama.cpp's type"):
+        api.materialize(whole, out=home / "words", form="compressed-tensors")
+    assert not (home / "words").exists()
