@@ -99,6 +99,10 @@ class CompressedTensors:
         )
         inner.save(model, loaded, folder, weights)
 
+    def tied(self, loaded: LoadedModel) -> Mapping[str, str]:
+        """None: transformers unpacks each linear layer alone."""
+        return {}
+
     def save_typed(
         self,
         model: PreTrainedModel,

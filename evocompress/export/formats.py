@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -96,6 +97,10 @@ class TypedFormat(Format, Protocol):
 
     lanes: ClassVar[frozenset[Lane]]
 
+    def tied(self, loaded: LoadedModel) -> Mapping[str, str]:
+        """The matrices of which several have one type: {name: a word that all of these have}."""
+        ...
+
     def save_typed(
         self,
         model: PreTrainedModel,
@@ -122,6 +127,12 @@ FORMATS: Registry[Format] = Registry(
     },
     lambda found: isinstance(found, Format) and not isinstance(found, type),
 )
+
+
+def tied_in(name: str, loaded: LoadedModel) -> Mapping[str, str]:
+    """The matrices of which several have one type in format `name`, by `TypedFormat.tied`."""
+    form = FORMATS[name]
+    return form.tied(loaded) if isinstance(form, TypedFormat) else {}
 
 
 def obstacle_of(name: str, loaded: LoadedModel, candidate: Candidate) -> str | None:

@@ -10,6 +10,7 @@ written with zeros.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -131,6 +132,21 @@ class Gguf:
     ) -> None:
         """Writes ``model.gguf``."""
         write_gguf(model, loaded, folder / GGUF_FILE, weights)
+
+    def tied(self, loaded: LoadedModel) -> Mapping[str, str]:
+        """All experts of a block have one tensor of each role, and in OpenELM queries to values."""
+        fused = language_type(loaded) in UNEVEN and architecture_of(loaded, alike=False).fused
+        tree, found = loaded.family.units(loaded.model), {}
+        for unit in tree:
+            if unit.kind != "matrix":
+                continue
+            parent = tree.by_name[unit.owner]
+            if parent.kind == "expert":
+                own = unit.name.removeprefix(parent.name)
+                found[unit.name] = f"{parent.name.rpartition('.')[0]}.*{own}"
+            elif fused and {*unit.rows} & {"query", "key", "value"}:
+                found[unit.name] = f"{unit.owner}.qkv"
+        return found
 
     def save_typed(
         self,

@@ -127,7 +127,8 @@ class StoredMatrices:
             listed = " and ".join(sorted(kind.name for kind in kinds))
             beside = "" if len(kinds) > 1 else " and of the model's own type"
             raise ExportError(
-                f"{place} would be of types {listed}{beside}: one tensor has one type there"
+                f"{place} would be of types {listed}{beside}: one tensor has one type there; "
+                "search with this format as space.fits"
             )
         every = torch.cat([packed[names[owner]] for owner in present])
         offsets = torch.zeros(len(names), dtype=torch.int64)

@@ -37,7 +37,7 @@ from evocompress.evaluation.profile import (
 )
 from evocompress.evaluation.proxies import Proxy
 from evocompress.export import FORMATS, PROGRAMS, check_task
-from evocompress.export.formats import obstacle_of
+from evocompress.export.formats import obstacle_of, tied_in
 from evocompress.healing.tuned import fine_tunings
 from evocompress.models.loading import LoadedModel, load_as
 from evocompress.pipeline.header_facts import genes_digest, table_facts
@@ -168,6 +168,7 @@ class RunContext:
             adds_bias=STRUCTURED[self.config.library.width_criterion].adds_bias,
             latency=table,
             obstacle=obstacle,
+            tied=None if form is None else tied_in(form, self.loaded),
         )
 
     @cached_property

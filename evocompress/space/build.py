@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +36,7 @@ def build_space(
     adds_bias: bool = False,
     latency: LatencyTable | None = None,
     obstacle: Obstacle | None = None,
+    tied: Mapping[str, str] | None = None,
 ) -> SearchSpace:
     """The search space that a configuration describes for a model.
 
@@ -53,6 +54,7 @@ def build_space(
         latency: The table of the costs ``latency`` and ``decode_latency``.
         obstacle: What keeps the format that ``fits`` names from expressing a candidate, if
             something does. Levels for which there is such a thing are left out.
+        tied: {matrix: a word that is that of all matrices which must have one type in this format}.
 
     Raises:
         ConfigError: A value of the configuration does not fit the model.
@@ -65,12 +67,12 @@ def build_space(
         )
     if config.drop and config.drop.merge and (other := unlike_blocks(units)):
         raise ConfigError(f"space.drop.merge: {other}; leave merge out")
-    genes = _genes(units, architecture, config, adds_bias)
+    genes = _genes(units, architecture, config, adds_bias, tied or {})
     if obstacle is not None:
         genes = fitting(genes, obstacle, f"space.fits: format '{config.fits}'")
     typed = config.bits is not None
     model = cost_model(units, architecture, length=length, latency=latency, typed=typed)
-    matrices = {genes.units[index].name: genes.levels[index] for index in genes.matrices}
+    matrices = {unit.name: genes.levels[gene] for unit, gene in zip(*genes.stored, strict=True)}
     table = model.table(genes.part_levels, matrices)
     space = SearchSpace(genes, model, table, budgets.resolve(config.budget, model))
     if config.budget:
@@ -82,7 +84,11 @@ def build_space(
 
 
 def _genes(
-    units: Sequence[Unit], architecture: Architecture, config: SpaceConfig, adds_bias: bool
+    units: Sequence[Unit],
+    architecture: Architecture,
+    config: SpaceConfig,
+    adds_bias: bool,
+    tied: Mapping[str, str],
 ) -> Encoding:
     _check_combination(config)
     removable: frozenset[str] = frozenset()
@@ -108,7 +114,10 @@ def _genes(
             units, architecture, config.bits, narrow, sparse, targets
         ).items():
             levels[name], targets[name] = choice, target
-    members = _members([unit for unit in units if unit.name in levels], config)
+        _check_tied(levels, tied, config)
+    else:
+        tied = {}
+    members = _members([unit for unit in units if unit.name in levels], config, tied)
     return Encoding(
         tree=UnitTree(units),
         members=members,
@@ -118,14 +127,31 @@ def _genes(
     )
 
 
-def _members(units: Sequence[Unit], config: SpaceConfig) -> tuple[tuple[Unit, ...], ...]:
-    """Which units share a gene: each has its own, but for the sub-layers of a uniform width."""
+def _members(
+    units: Sequence[Unit], config: SpaceConfig, tied: Mapping[str, str]
+) -> tuple[tuple[Unit, ...], ...]:
+    """Which units share a gene: the sub-layers of a uniform width, and matrices of one type."""
     uniform = config.width is not None and config.width.uniform
-    tied: dict[str, list[Unit]] = {}
+    members: dict[str, list[Unit]] = {}
     for unit in units:
-        shared = uniform and unit.kind in SUBLAYERS
-        tied.setdefault(unit.kind if shared else unit.name, []).append(unit)
-    return tuple(tuple(members) for members in tied.values())
+        own = unit.kind if uniform and unit.kind in SUBLAYERS else tied.get(unit.name, unit.name)
+        members.setdefault(own, []).append(unit)
+    return tuple(map(tuple, members.values()))
+
+
+def _check_tied(
+    levels: Mapping[str, Sequence[Level]], tied: Mapping[str, str], config: SpaceConfig
+) -> None:
+    """Refuse matrices of one type that have different choices."""
+    first: dict[str, str] = {}
+    for name, word in tied.items():
+        other = first.setdefault(word, name)
+        if levels.get(name) != levels.get(other):
+            raise ConfigError(
+                f"space.fits: {config.fits} stores '{other}' and '{name}' in one type, and they "
+                "have different levels here: give both types that fit both, and no zeros of their "
+                "own ('sparsity'), or leave both out"
+            )
 
 
 def _check_combination(config: SpaceConfig) -> None:

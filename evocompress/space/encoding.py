@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,8 +17,10 @@ from evocompress.space.candidate_table import CandidateTable, candidate_table
 from evocompress.space.latest import latest
 from evocompress.space.part_genes import (
     ExpertGenes,
+    drop_indices,
     expert_genes,
     inactive_columns,
+    members_of,
     parts_of_genes,
 )
 
@@ -76,6 +77,13 @@ class Encoding:
         return np.flatnonzero([unit.kind == "matrix" for unit in self.units])
 
     @cached_property
+    def stored(self) -> tuple[tuple[Unit, ...], Integers]:
+        """The M matrices that genes are about, one gene's after the other, and their genes (M,)."""
+        genes = [gene for gene in self.matrices.tolist() for _ in self.members[gene]]
+        units = (unit for gene in self.matrices for unit in self.members[gene])
+        return tuple(units), np.array(genes, dtype=np.int64)
+
+    @cached_property
     def ordinal(self) -> Booleans:
         """Which genes are moved level by level (U,): matrices with zeros, or with types, alone."""
         ordered = np.zeros(len(self.units), dtype=bool)
@@ -91,7 +99,7 @@ class Encoding:
     @cached_property
     def drop_index(self) -> Genome:
         """For each gene the index of the level that drops it (U,), -1 where there is none."""
-        return _drops(self.levels)
+        return drop_indices(self.levels)
 
     @cached_property
     def droppable(self) -> Integers:
@@ -161,10 +169,8 @@ class Encoding:
         parts, begins = self._parts_of_genes
         if not parts.size:
             return parts, parts, parts
-        counts = np.diff(begins)[genes]
-        change = np.repeat(np.arange(len(genes)), counts)
-        within = np.arange(len(change)) - np.repeat(counts.cumsum() - counts, counts)
-        part = parts[begins[genes][change] + within]
+        change, place = members_of(genes, begins)
+        part = parts[place]
 
         def after(owner: Integers) -> Integers:
             found: Integers = genome[np.maximum(owner, 0)]
@@ -345,7 +351,7 @@ class Encoding:
     @cached_property
     def _drop_states(self) -> Integers:
         """For each part the index of its drop in `part_levels`, -1 for none (P,)."""
-        return _drops(self.part_levels)
+        return drop_indices(self.part_levels)
 
     @cached_property
     def _attention(self) -> Booleans:
@@ -392,8 +398,3 @@ class Encoding:
     @cached_property
     def _indices(self) -> dict[str, int]:
         return {unit.name: index for index, members in enumerate(self.members) for unit in members}
-
-
-def _drops(levels: Sequence[Sequence[Level]]) -> Integers:
-    """For each list of levels the index of the drop, -1 where there is none."""
-    return np.array([each.index(DROP) if DROP in each else -1 for each in levels], dtype=np.int64)

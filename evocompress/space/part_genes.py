@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evocompress.core.arrays import Booleans, Floats, Genome, Integers
-from evocompress.core.types import Unit
+from evocompress.core.types import DROP, Level, Unit
 from evocompress.core.units import UnitTree
 
 
@@ -69,6 +69,11 @@ def expert_genes(
     return tuple(found)
 
 
+def drop_indices(levels: Sequence[Sequence[Level]]) -> Integers:
+    """For each list of levels the index of the drop, -1 where there is none."""
+    return np.array([each.index(DROP) if DROP in each else -1 for each in levels], dtype=np.int64)
+
+
 def parts_of_genes(owners: Sequence[Integers], count: int) -> tuple[Integers, Integers]:
     """The parts that each gene is about, one gene's after the other, and where each begins.
 
@@ -80,6 +85,17 @@ def parts_of_genes(owners: Sequence[Integers], count: int) -> tuple[Integers, In
     pairs = np.unique(np.stack([genes[kind, part], part], axis=1), axis=0)
     begins = np.searchsorted(pairs[:, 0], np.arange(count + 1))
     return pairs[:, 1], begins.astype(np.int64)
+
+
+def members_of(genes: Integers, begins: Integers) -> tuple[Integers, Integers]:
+    """What each of K changes of a gene is about: the change, and the place of a member (J,) both.
+
+    Members lie one gene's after the other; each gene's begin at `begins` (U + 1,).
+    """
+    counts = np.diff(begins)[genes]
+    change = np.repeat(np.arange(len(genes)), counts)
+    within = np.arange(len(change)) - np.repeat(counts.cumsum() - counts, counts)
+    return change, begins[genes][change] + within
 
 
 def inactive_columns(

@@ -12,6 +12,7 @@ from evocompress.core.types import Candidate, Level, Unit
 from evocompress.space.costs import CostModel, CostTable
 from evocompress.space.encoding import Encoding
 from evocompress.space.latest import latest
+from evocompress.space.part_genes import members_of
 
 TOLERANCE = 1e-9
 """By how much, relatively, a bound may be exceeded: sums of floats are rounded."""
@@ -69,9 +70,7 @@ class SearchSpace:
 
     def costs(self, genomes: Genome) -> dict[str, Floats]:
         """For each cost of the cost model the values (N,) of genomes (N, U)."""
-        return self.table.at(
-            self.encoding.states(genomes), genomes.take(self.encoding.matrices, axis=1)
-        )
+        return self.table.at(self.encoding.states(genomes), self._choices(genomes))
 
     @latest
     def budget_usage(self, genomes: Genome) -> Floats:
@@ -79,20 +78,18 @@ class SearchSpace:
 
         At most 1 where a bound is met; the bounds are widened by a relative 1e-9.
         """
-        costs = self._bounded.totals(
-            self.encoding.states(genomes), genomes.take(self.encoding.matrices, axis=1)
-        )
+        costs = self._bounded.totals(self.encoding.states(genomes), self._choices(genomes))
         return costs / self._bounds
 
     def budget_usage_after(self, genome: Genome, genes: Integers, levels: Integers) -> Floats:
         """`budget_usage` (K, bounds) of a genome (U,) with one of its genes (K,) at levels (K,)."""
-        matrix = self._places[genes]
+        change, matrix = members_of(genes, self._begins)
         costs = self._bounded.after(
             self.encoding.states(genome[None])[0],
-            genome[self.encoding.matrices],
+            self._choices(genome[None])[0],
+            len(genes),
             self.encoding.states_after(genome, genes, levels),
-            matrix,
-            np.where(matrix < 0, 0, levels),
+            (change, matrix, levels[change]),
         )
         return costs / self._bounds
 
@@ -101,8 +98,8 @@ class SearchSpace:
 
         All parts together lack the base, which no candidate can save.
         """
-        choices = genomes.take(self.encoding.matrices, axis=1)
-        return self._bounded.by_part(self.encoding.states(genomes), choices) / self._bounds
+        states = self.encoding.states(genomes)
+        return self._bounded.by_part(states, self._choices(genomes)) / self._bounds
 
     def feasible(self, genomes: Genome) -> Booleans:
         """Which genomes (N, U) meet every bound, up to a relative 1e-9, and are admissible.
@@ -124,12 +121,14 @@ class SearchSpace:
         first = ~steps | (levels == 0)
         return genes[first], np.where(steps, -1, levels)[first]
 
+    def _choices(self, genomes: Genome) -> Integers:
+        """The indices of the levels of the M matrices in genomes (N, U): (N, M)."""
+        return genomes.take(self.encoding.stored[1], axis=1)
+
     @cached_property
-    def _places(self) -> Integers:
-        """For each gene its place among the matrices (U,), -1 for others."""
-        places = np.full(len(self.units), -1, dtype=np.int64)
-        places[self.encoding.matrices] = np.arange(len(self.encoding.matrices))
-        return places
+    def _begins(self) -> Integers:
+        """Where the matrices of each gene begin, and where the last one's end (U + 1,)."""
+        return np.searchsorted(self.encoding.stored[1], np.arange(len(self.units) + 1))
 
     @cached_property
     def _bounds(self) -> Floats:

@@ -11,6 +11,7 @@ from evocompress.core.config import LibraryConfig
 from evocompress.core.errors import ExportError
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import materialize
+from evocompress.export.formats import tied_in
 from evocompress.models.loading import load
 from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.tiny import tiny_checkpoint
@@ -24,9 +25,10 @@ def matrices(loaded):
 
 
 def tied(folder, model_type):
-    """A model whose head is its embedding."""
+    """A model whose head is its embedding, and whose mixtures are as llama.cpp has them."""
     loaded = load(str(tiny_checkpoint(folder / "untied", model_type)))
     loaded.model.config.tie_word_embeddings = True
+    loaded.model.config.norm_topk_prob = True
     loaded.model.tie_weights()
     for part in (loaded.model, loaded.tokenizer):
         part.save_pretrained(folder / "model")
@@ -36,7 +38,7 @@ def tied(folder, model_type):
 def made(folder, model_type, levels, dropped=()):
     """A model, a library of its matrices at all types, and a candidate with these levels."""
     loaded = tied(folder, model_type)
-    mlps = [u.name for u in loaded.family.units(loaded.model) if u.kind == "mlp"]
+    mlps = [u.name for u in loaded.family.units(loaded.model) if u.kind == "mlp" and not u.active]
     wanted = {unit.name: [DENSE, *(Level(bits=t) for t in TYPES)] for unit in matrices(loaded)}
     wanted |= dict.fromkeys(mlps, [DENSE, NARROW])
     tokens = torch.randint(1, 250, (8, 32), generator=torch.Generator().manual_seed(0))
@@ -106,6 +108,42 @@ def test_rows_of_one_tensor_come_from_several_matrices(tmp_path):
     loaded, library, candidate = made(tmp_path, "qwen3", levels)
     out = materialize(loaded, library, candidate, tmp_path / "out", format="gguf")
     assert_as_in_memory(loaded, library, candidate, out / "model.gguf")
+
+
+def by_word(loaded):
+    """Types by the words of what a space ties."""
+    words = tied_in("gguf", loaded)
+    own = {unit.name: words.get(unit.name, unit.name) for unit in matrices(loaded)}
+    places = {word: place for place, word in enumerate(dict.fromkeys(own.values()))}
+    return {name: Level(bits=TYPES[places[word] % 3]) for name, word in own.items()}
+
+
+def test_queries_keys_and_values_of_one_tensor_are_tied(tmp_path):
+    def levels(loaded):
+        return by_word(loaded) | {"model.layers.1.mlp": NARROW}
+
+    loaded, library, candidate = made(tmp_path, "qwen3", levels)
+    out = materialize(loaded, library, candidate, tmp_path / "out", format="gguf")
+    assert_as_in_memory(loaded, library, candidate, out / "model.gguf")
+
+
+def test_the_experts_of_a_block_are_tied(tmp_path):
+    loaded, library, candidate = made(tmp_path, "qwen3_moe", by_word)
+    out = materialize(loaded, library, candidate, tmp_path / "out", format="gguf")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(out / "model.gguf").tensors}
+    for role, name in (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj")):
+        stored = tensors[f"blk.1.ffn_{role}_exps.weight"]
+        found = gguf.dequantize(stored.data, stored.tensor_type)
+        for expert, weight in enumerate(found):
+            unit = f"model.layers.1.mlp.experts.{expert}.{name}"
+            level = candidate.by_name[unit]
+            assert stored.tensor_type.name == level.bits.upper()
+            assert np.array_equal(weight, library.load(unit, level)["weight"].numpy())
+    mixed = dict(candidate.levels) | {"model.layers.1.mlp.experts.0.up_proj": Level(bits="q8_0")}
+    assert mixed != dict(candidate.levels)
+    with pytest.raises(ExportError, match=r"one tensor has one type there; search with .*fits"):
+        other = Candidate(tuple(sorted(mixed.items())))
+        materialize(loaded, library, other, tmp_path / "mixed", format="gguf")
 
 
 def test_healed_weights_are_rounded_to_the_same_types(tmp_path):

@@ -7,6 +7,7 @@ from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import BudgetError, ConfigError
 from evocompress.core.storage import STORAGE
 from evocompress.core.types import DENSE, DROP, Candidate, Level
+from evocompress.export.formats import tied_in
 from evocompress.space import sampling
 from evocompress.space.budget import minimal_genomes
 from evocompress.space.build import build_space
@@ -150,6 +151,54 @@ def test_matrices_whose_levels_have_no_order_are_moved_to_any_level():
     genomes = np.stack([sampling.random(both, rng) for _ in range(40)])
     assert both.feasible(genomes).all()
     assert {level for level in genomes.ravel().tolist()} == set(range(6))
+
+
+def test_tied_matrices_have_one_gene_and_cost_what_all_of_them_do():
+    loaded = tiny_loaded("qwen2_moe")
+    units = list(loaded.family.units(loaded.model))
+    architecture = loaded.family.architecture(loaded.model)
+    words = tied_in("gguf", loaded)
+    config = SpaceConfig.model_validate(
+        {
+            "drop": {"units": ["expert"]},
+            "bits": {"types": ["q8_0", "q5_0", "q4_0"]},
+            "budget": {"weight_bytes": 0.3},
+        }
+    )
+    space = build_space(units, architecture, config, tied=words)
+    experts = sum(unit.kind == "expert" for unit in units)
+    blocks = sum(unit.kind == "block" for unit in units)
+    free = build_space(units, architecture, config)
+    assert len(free.units) - len(space.units) == 3 * (experts - blocks)
+    rng = np.random.default_rng(4)
+    genomes = np.stack([sampling.random(space, rng) for _ in range(20)])
+    candidates = [space.candidate(genome) for genome in genomes]
+    assert all(
+        space.genome(c).tolist() == g.tolist() for c, g in zip(candidates, genomes, strict=True)
+    )
+    assert np.array_equal(
+        space.costs(genomes)["weight_bytes"], space.cost_model.of(candidates)["weight_bytes"]
+    )
+    genes, levels = space.encoding.options
+    after = space.budget_usage_after(genomes[0], genes, levels)
+    for gene, level, used in zip(genes, levels, after, strict=True):
+        changed = genomes[0].copy()
+        changed[gene] = level
+        assert used == pytest.approx(space.budget_usage(changed[None])[0])
+
+
+def test_tied_matrices_with_levels_of_their_own_are_refused():
+    loaded = tiny_loaded("llama")
+    units = list(loaded.family.units(loaded.model))
+    config = {"sparsity": {"target": 0.5}, "bits": {"types": ["q8_0"]}, "fits": "gguf"}
+    words = {f"model.layers.0.self_attn.{name}_proj": "qkv" for name in "qk"}
+    with pytest.raises(ConfigError, match="gguf stores .*q_proj' and .*k_proj' in one type"):
+        build_space(
+            units,
+            loaded.family.architecture(loaded.model),
+            SpaceConfig.model_validate(config),
+            tied=words,
+        )
 
 
 def test_the_experts_that_stay_are_those_of_the_coarsest_types():

@@ -96,22 +96,22 @@ class CostTable:
         self,
         states: Integers,
         choices: Integers,
+        count: int,
         moved: tuple[Integers, Integers, Integers],
-        matrix: Integers,
-        level: Integers,
+        stored: tuple[Integers, Integers, Integers],
     ) -> Floats:
         """The costs of one candidate after each of K changes (K, C).
 
         Args:
             states: For each sub-layer the index of its state (P,).
             choices: For each of the M matrices the index of its level (M,).
+            count: K.
             moved: Three arrays (J,): the index of a change, a part whose state it changes, and
                 the new state.
-            matrix: The matrix whose level a change changes (K,), -1 for none.
-            level: The index of its new level (K,).
+            stored: The same of matrices and their levels.
         """
         change, part, state = moved
-        count = len(matrix)
+        changed, matrix, level = stored
         sums = self._sums(states[None]) + np.zeros((count, 1))
         if self.amounts.shape[1] > 1:
             by = self.amounts[part, state] - self.amounts[part, states[part]]
@@ -119,8 +119,8 @@ class CostTable:
                 sums[:, column] += np.bincount(change, by[:, column], count)
         for saved in self._counted:
             now = saved.each(states[None], choices[None], self.homes).sum(axis=1)
-            amounts = now + np.zeros(count, dtype=np.int64)
-            amounts += saved.moved(states, choices, self.homes, matrix, level)
+            own = saved.moved(states, choices, self.homes, matrix, level)
+            amounts = now + np.bincount(changed, own, count).astype(np.int64)
             if saved.by_state:
                 table = self._by_home(saved.in_states(choices)).T
                 more = table[part, state] - table[part, states[part]]

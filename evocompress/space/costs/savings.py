@@ -56,10 +56,10 @@ class MatrixSavings:
         matrix: Integers,
         level: Integers,
     ) -> Integers:
-        """By how much another level of a matrix (K,) changes a candidate; 0 for no matrix."""
+        """By how much another level of a matrix (J,) changes a candidate."""
         state = states[homes[matrix]] if self.by_state else 0
-        by = self.amounts[matrix, state, level] - self.amounts[matrix, state, choices[matrix]]
-        return np.where(matrix < 0, 0, by)
+        now = self.amounts[matrix, state, choices[matrix]]
+        return np.asarray(self.amounts[matrix, state, level] - now)
 
     def in_states(self, choices: Integers) -> Integers:
         """Of matrices at levels (M,) in each state of their parts (S, M)."""
