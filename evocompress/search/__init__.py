@@ -17,6 +17,7 @@ from evocompress.search.allocation.allocation import Allocation
 from evocompress.search.allocation.distortion_dp import DistortionDP
 from evocompress.search.allocation.divide_and_conquer import DivideAndConquer
 from evocompress.search.allocation.evopress_dp import EvoPressDP
+from evocompress.search.allocation.fisher_knapsack import FisherKnapsack
 from evocompress.search.allocation.flap import Flap
 from evocompress.search.auto.auto import Auto
 from evocompress.search.base import Searcher
@@ -73,6 +74,7 @@ SEARCHERS: Registry[type[Searcher]] = Registry(
         "allocation": Allocation,
         "evopress_dp": EvoPressDP,
         "distortion_dp": DistortionDP,
+        "fisher_knapsack": FisherKnapsack,
         "nsga2": NSGA2,
         "nsga3": NSGA3,
         "moead": MOEAD,

@@ -26,16 +26,23 @@ from evocompress.testing.searchers import POOL, Separable, run
 WIDTH = {"channels": [0.25, 0.5, 0.75], "multiple_of": 8, "protect": []}
 MATCH = ["*v_proj", "*o_proj", "*gate_proj", "*down_proj"]
 CONFIGS = {
-    "sparsity": (2, {"sparsity": {"target": 0.5, "levels": 1, "match": MATCH}}),
-    "width": (2, {"width": WIDTH, "budget": {"body_params": 0.6}}),
-    "drop": (4, {"drop": {}, "budget": {"body_params": 0.7}}),
-    "shape": (1, {"width": WIDTH, "drop": {"protect": []}, "budget": {"body_params": 0.4}}),
+    "sparsity": ({"layers": 2}, {"sparsity": {"target": 0.5, "levels": 1, "match": MATCH}}),
+    "width": ({"layers": 2}, {"width": WIDTH, "budget": {"body_params": 0.6}}),
+    "drop": ({"layers": 4}, {"drop": {}, "budget": {"body_params": 0.7}}),
+    "shape": (
+        {"layers": 1},
+        {"width": WIDTH, "drop": {"protect": []}, "budget": {"body_params": 0.4}},
+    ),
+    "bits": (
+        {"layers": 1, "hidden": 64, "heads": 2, "ffn": 64},
+        {"bits": {"types": ["q8_0", "q5_0", "q4_0"]}, "budget": {"bits_per_weight": 6}},
+    ),
 }
 
 
 def space_of(name):
-    layers, config = CONFIGS[name]
-    decoder = Decoder(layers=layers)
+    shape, config = CONFIGS[name]
+    decoder = Decoder(**shape)
     return build_space(decoder.units(), decoder.architecture(), SpaceConfig(**config))
 
 
@@ -106,6 +113,11 @@ class TestEvoPressDP:
         for row in error_harms(space, errors):
             assert row.tolist() == [3 * place + 3 for place in range(len(row))]
 
+    def test_errors_of_types_are_summed(self):
+        space = space_of("bits")
+        errors = {unit.name: [0.1, 0.2, 0.4] for unit in space.units}
+        assert all(row.tolist() == [0.1, 0.2, 0.4] for row in error_harms(space, errors))
+
     def test_removals_alone_are_refused(self):
         with pytest.raises(ConfigError, match="needs? space.sparsity or space.width"):
             searcher(EvoPressDP, space_of("drop"))
@@ -151,6 +163,13 @@ class TestDistortionDP:
         for request in second[1:]:
             changed = space.genome(request.candidate)
             assert (changed != middle).sum() == 1 and (changed >= middle).all()
+
+    def test_levels_in_no_order_are_refused(self):
+        decoder = Decoder(layers=1, hidden=64, heads=2, ffn=64)
+        config = SpaceConfig(bits={"types": ["q4_0", "iq4_nl"]}, budget={"bits_per_weight": 5})
+        space = build_space(decoder.units(), decoder.architecture(), config)
+        with pytest.raises(ConfigError, match="one curve for each matrix"):
+            searcher(DistortionDP, space)
 
     def test_targets_leave_the_same_share_each_time(self):
         space = space_of("width")

@@ -13,15 +13,19 @@ from math import isfinite
 import numpy as np
 
 from evocompress.core.arrays import Floats, Genome
+from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Size, Tokens
 from evocompress.core.requests import Evaluate, Result
+from evocompress.core.storage import stored_bits
 from evocompress.core.types import DENSE, Level
-from evocompress.search.allocation.allocation import check_typeless
 from evocompress.search.allocation.knapsack import Harms, knapsack, rising
 from evocompress.search.base import SearcherSettings
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.encoding import Encoding
 from evocompress.space.space import SearchSpace
+
+WIDEST = 64
+"""Bits of a weight, at most."""
 
 Distortions = dict[int, list[tuple[int, float]]]
 """For each gene levels with their measured distortions."""
@@ -66,7 +70,12 @@ class DistortionDP(GeneratorSearcher):
 
     def prepare(self) -> None:
         """Draws the tokens of the probes."""
-        check_typeless(self.space, "distortion_dp")
+        genes = self.space.encoding
+        if not genes.ordinal[genes.matrices].all():
+            raise ConfigError(
+                "search.name: distortion_dp draws one curve for each matrix, so its levels must be "
+                "zeros alone, or types of which no two take the same bits"
+            )
         self._probe_batches = self.chosen(self.settings.probe_tokens, "search.probe_tokens")
 
     def search(self) -> AskTell[None]:
@@ -131,7 +140,7 @@ class WithDense:
         return cls(space, genes, shift)
 
     def removed(self, gene: int) -> Floats:
-        """The share of the weights of a gene's unit that each of its levels removes (levels,)."""
+        """The share of the weights, or of their bits, that each of a gene's levels removes."""
         unit = self.genes.units[gene]
         parts = {part.unit.name: part for part in self.space.cost_model.parts}
 
@@ -139,6 +148,8 @@ class WithDense:
             if level.narrow:
                 part = parts[unit.name]
                 return 1 - part.left(level).used / part.left(DENSE).used
+            if level.bits:
+                return 1 - stored_bits(level.bits) / WIDEST
             return float(level.drop) or level.zeros / max(unit.numel, 1)
 
         return np.array([share(level) for level in self.genes.levels[gene]])
