@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from evocompress.core.files import read_json
+from evocompress.testing.tiny import tiny_loaded
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SHARED = {
-    *("common", "cells", "heldout", "pictures", "texts"),
+    *("common", "cells", "heldout", "pictures", "texts", "permuted"),
     *("contest", "contest_cells", "contest_front"),
     *("speed_setting", "speed_candidates", "speed_search", "speed_library"),
 }
@@ -53,6 +55,11 @@ FIGURES = {
         f"{case}_{key}"
         for case in ("sparsity50", "depth")
         for key in ("auto_kl_all_top256", "evopress_kl_sixth_top256", "evopress_computed")
+    ],
+    "bits": [
+        *(f"{name}_kl_3.2" for name in ("uniform", "output_errors", "fisher", "curves")),
+        *("auto_kl_3.2", "evopress_kl_3.2"),
+        *(f"gain_over_best_additive_3.2{end}" for end in ("", "_low", "_high")),
     ],
     "structured": [
         f"{table}kl_{method}_{budget}"
@@ -125,6 +132,26 @@ def test_quick_run_prints_and_writes_the_figures(name, tmp_path):
         assert math.isfinite(document["figures"][key])
     printed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│")]
     assert printed == list(document["figures"])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text"])
+def test_channels_in_another_order_compute_the_same(model_type, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from permuted import permute
+
+    loaded, ids = tiny_loaded(model_type), torch.arange(1, 30)[None]
+    model = loaded.model.double()
+    before = model(ids).logits
+    old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    permute(loaded, torch.Generator().manual_seed(0))
+    # Norms are computed in float32.
+    torch.testing.assert_close(model(ids).logits, before, rtol=1e-4, atol=1e-5)
+    same = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, old[name])]
+    assert all("norm" in name for name in same)
+    columns = model.state_dict()["model.layers.1.mlp.down_proj.weight"][0]
+    was = old["model.layers.1.mlp.down_proj.weight"]
+    assert not any(torch.equal(columns, row) for row in was)
+    assert any(torch.equal(columns.sort().values, row.sort().values) for row in was)
 
 
 def test_seeds_of_several_machines_are_joined(tmp_path):
