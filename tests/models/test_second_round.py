@@ -293,7 +293,7 @@ def test_blocks_may_come_to_the_device_one_by_one(llama: LoadedModel) -> None:
     torch.testing.assert_close(answer(llama.family, streamed.model, batch), expected)
 
 
-@pytest.mark.parametrize("format", sorted({*FORMATS.built_in} - {"hf"}))
+@pytest.mark.parametrize("format", sorted({*FORMATS.built_in} - {"hf", "compressed-tensors"}))
 def test_other_formats_are_refused_by_name(llama: LoadedModel, format: str) -> None:
     with pytest.raises(ExportError) as caught:
         choose_format(llama, Candidate(), format)

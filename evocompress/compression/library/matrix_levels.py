@@ -98,6 +98,9 @@ def _with_zeros(
 ) -> list[dict[Level, Tensor]]:
     """Each matrix at its levels without types."""
     if criterion is None:
+        for level in (level for own in levels for level in own):
+            if not level.dense:
+                raise LibraryError(f"level {level.key} is impossible for a matrix")
         return [
             {level: weight for level in own} for weight, own in zip(weights, levels, strict=True)
         ]

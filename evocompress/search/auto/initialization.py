@@ -13,11 +13,16 @@ from evocompress.search.allocation.flap import thresholds, trajectory
 from evocompress.search.allocation.knapsack import knapsack
 from evocompress.search.auto.evaluation_client import EvaluationClient
 from evocompress.search.auto.predictor import Predictor
-from evocompress.search.auto.sensitivity import approach, changes
+from evocompress.search.auto.sensitivity import (
+    approach,
+    changes,
+    effect_curves,
+    sensitivities,
+)
 from evocompress.search.baselines.lazy_greedy import lazily_removed
 from evocompress.search.baselines.removal import drop_harms, without_least_blocks
 from evocompress.search.fidelity.token_budget import RETRIES
-from evocompress.search.generator_searcher import AskTell, first_feasible
+from evocompress.search.generator_searcher import AskTell, Probe, first_feasible
 from evocompress.search.surrogates.second_order import (
     Tables,
     best_coupling,
@@ -114,14 +119,39 @@ class Starts:
         rounds, micro_batches = client.budget.effects(client.shuffled(), tries)
         if not rounds:
             return {}
+        typed = any(level.bits for levels in self._space.levels for level in levels)
         client.doing = (
-            f"measured start: {tries - 1} single changes, {rounds} times on "
+            f"measured start: {tries - 1} single changes, {1 if typed else rounds} times on "
             f"{client.tokens(micro_batches)}"
         )
 
         probe = partial(self._measured, lambda: micro_batches)
+        if typed:
+            return (yield from self._effects_and_estimates(probe))
         genome = yield from approach(self._space, probe, rounds=rounds, per_gene=_TRIED_LEVELS)
         return {"measured effects": self._made_feasible(genome)}
+
+    def _effects_and_estimates(self, probe: Probe) -> AskTell[Named]:
+        """The least sum of measured effects of widths and drops, and estimates of types.
+
+        The budget may be met by types alone, so it is not approached by widths and drops.
+        """
+        client, space = self._client, self._space
+        start = space.encoding.default
+        measured = yield from sensitivities(space, start, probe, _TRIED_LEVELS)
+        micro_batches = client.next(client.budget.start(client.estimated, 3))
+        if measured is None or not micro_batches:
+            return {}
+        doing = "second-order start: an estimate"
+        estimation = yield from client.estimate(doing, "curvature", micro_batches, 3)
+        if estimation.failed is not None:
+            return {}
+        harms = expansion(space, estimation).harms()
+        for gene, (levels, _, effects) in effect_curves(space, start, measured).items():
+            harms[gene] = np.full(len(harms[gene]), np.inf)
+            harms[gene][levels] = effects
+        best = knapsack(space, harms, sampling.uniform(space))
+        return {} if best is None else {"effects and estimates": best}
 
     def _least_fluctuation(self) -> AskTell[Named]:
         """FLAP's ranking of all heads and channels (`evocompress.search.allocation.flap`)."""

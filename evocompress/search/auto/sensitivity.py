@@ -122,10 +122,7 @@ def best_sum(space: SearchSpace, genome: Genome, measured: Sensitivities, target
     Between two measured changes of a gene the effect is interpolated over the saving, and a change
     that saves less than another never harms more. The target is in shares of the bounds (bounds,).
     """
-    curves = {
-        gene: _curve(space, genome, gene, [pair for pair in measured if pair[0].gene == gene])
-        for gene in dict.fromkeys(change.gene for change, _ in measured)
-    }
+    curves = effect_curves(space, genome, measured)
 
     def chosen(exponent: float) -> Genome:
         picked = genome.copy()
@@ -137,6 +134,19 @@ def best_sum(space: SearchSpace, genome: Genome, measured: Sensitivities, target
         return bool((space.budget_usage(chosen(exponent)[None])[0] <= target).all())
 
     return chosen(bisected(enough, *_EXPONENTS, _BISECTIONS, mean)[1])
+
+
+def effect_curves(
+    space: SearchSpace, genome: Genome, measured: Sensitivities
+) -> dict[int, tuple[Integers, Floats, Floats]]:
+    """For each measured gene levels that save something, their savings and their effects (L,).
+
+    The present level is the first; between measured ones effects are interpolated over the saving.
+    """
+    return {
+        gene: _curve(space, genome, gene, [pair for pair in measured if pair[0].gene == gene])
+        for gene in dict.fromkeys(change.gene for change, _ in measured)
+    }
 
 
 def _sublayer_genes(space: SearchSpace, genome: Genome) -> list[int]:
