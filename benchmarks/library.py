@@ -9,6 +9,9 @@ The two compute in another order, so scores that differ by less than rounding ma
 side of the threshold. Rows are independent given their mask; the difference of the weights is
 therefore taken over the rows on whose masks both agree, and the other rows are counted. The
 difference over all rows is given as well.
+
+``six_types_ratio`` compares six bit widths of a matrix in one GPTQ sweep with one, the
+factorisation of the Hessian included.
 """
 
 from __future__ import annotations
@@ -23,12 +26,16 @@ from common import Figure, emit, interleaved, median_ratio
 from torch import Tensor
 
 from evocompress.compression.criteria import CRITERIA, Statistics
+from evocompress.compression.quantization.gptq import RoundingTask
+from evocompress.compression.quantization.quantized import QuantizedMatrix, quantize_all
+from evocompress.core.storage import STORAGE
 from evocompress.core.types import Level
 
 BLOCK = 128
 DAMPING = 0.01
 LOWEST, HIGHEST = 0.25, 0.85
 CHUNK = 4096
+TYPES = tuple(f"w{bits}g64" for bits in (2, 3, 4, 5, 6, 8))
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ def main() -> None:
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
     cases = [make_case(shape, size, seed) for seed, shape in enumerate(size.shapes)]
-    emit("library", {**speed(cases, size.repeats), **difference(cases)}, arguments.json)
+    figures = speed(cases, size.repeats) | types(cases, size.repeats) | difference(cases)
+    emit("library", figures, arguments.json)
 
 
 def make_case(shape: tuple[int, int], size: Size, seed: int) -> Case:
@@ -105,6 +113,29 @@ def speed(cases: Sequence[Case], repeats: int) -> dict[str, Figure]:
         "per_level_seconds": statistics.median(seconds["each"]),
         "vs_per_level_sweeps": median_ratio(seconds["each"], seconds["one"]),
     }
+
+
+def types(cases: Sequence[Case], repeats: int) -> dict[str, Figure]:
+    """Seconds for all matrices in one type and in six, and their ratio (median of turns)."""
+    seconds = interleaved(
+        {
+            "one": lambda: [rounded(case, TYPES[:1]) for case in cases],
+            "six": lambda: [rounded(case, TYPES) for case in cases],
+        },
+        repeats,
+    )
+    return {
+        "one_type_seconds": statistics.median(seconds["one"]),
+        "six_types_seconds": statistics.median(seconds["six"]),
+        "six_types_ratio": median_ratio(seconds["six"], seconds["one"]),
+    }
+
+
+def rounded(case: Case, names: Sequence[str]) -> list[QuantizedMatrix]:
+    """A matrix in types, by GPTQ."""
+    known = Statistics(case.gram, sequences=case.sequences, damping=DAMPING)
+    tasks = [RoundingTask(case.weight.float(), STORAGE[name]) for name in names]
+    return quantize_all(tasks, known, "gptq", torch.bfloat16)
 
 
 def one_sweep(case: Case) -> list[Tensor]:
