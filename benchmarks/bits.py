@@ -5,9 +5,9 @@ weight in all. Methods, all in one level library:
 
 - ``uniform``: the even allocation, finer types spread over the depth where bits are left;
 - additive ones, whose harms are summed up once: ``output_errors`` (of each matrix alone,
-  weighed by its inputs, as AutoScheme, Quark and HIGGS have it), ``fisher`` (second-order harms
-  at the dense model, as PrismaQuant and, to first order, AutoQuantize), ``curves`` (the loss
-  measured with each matrix at each type alone);
+  weighed by its inputs, after HIGGS and Quark), ``fisher`` (second-order harms at the dense model,
+  after PrismaQuant and the gradient score of AutoQuantize), ``curves`` (the loss measured with each
+  matrix at each type alone, as AutoScheme and the second score of AutoQuantize have it);
 - ``auto`` on 220,000 tokens, and EvoPress's search on three times as many.
 
 Judged on held-out text by the KL to the dense model. ``gain_over_best_additive`` is how much lower

@@ -25,6 +25,13 @@ _FIELDS: dict[UnitKind, frozenset[str]] = {
 }
 
 
+def level_in(named: Mapping[str, Level], unit: Unit, tree: UnitTree) -> Level:
+    """The level of a unit in a candidate {unit name: level}: a drop in what is dropped."""
+    if any(named.get(each.name) == DROP for each in tree.above(unit)):
+        return DROP
+    return named.get(unit.name, DENSE)
+
+
 def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
     """The candidate in canonical form, of {unit name: level}; a unit that is not named is dense.
 

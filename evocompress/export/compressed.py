@@ -1,7 +1,8 @@
 """Format ``compressed-tensors``: matrices of groups as that package packs them.
 
-transformers reads it by the package `compressed-tensors`, and vLLM by its own kernels. The rest is
-as in format ``stock``, or ``hf`` where that cannot express the candidate.
+transformers reads it by the package `compressed-tensors`. vLLM was not tried: its kernels want one
+type for queries, keys and values of a layer, and for gate and up, which nothing here sees to. The
+rest is as in format ``stock``, or ``hf`` where that cannot express the candidate.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.pretrained import LOADING
 from evocompress.export.running import Programs, Running
 from evocompress.export.stock import Stock
-from evocompress.export.stored import StoredMatrices
+from evocompress.export.stored import StoredMatrices, TypeRules
 from evocompress.export.weights import StateDict
 from evocompress.models.loading import LoadedModel
 
@@ -68,9 +69,8 @@ class CompressedTensors:
                     f"has no zero points, as {kind} of {name} has: transformers 5.23 reads none "
                     "with compressed-tensors 0.20"
                 )
-            module = loaded.model.get_submodule(name)
-            if type(module) is not torch.nn.Linear:
-                return f"packs linear layers, and {name} is a {type(module).__name__}"
+            if reason := _unpacked(loaded, name):
+                return f"packs linear layers, and {name} {reason}"
         return _inner(loaded, candidate).obstacle(loaded, candidate)
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
@@ -99,9 +99,11 @@ class CompressedTensors:
         )
         inner.save(model, loaded, folder, weights)
 
-    def tied(self, loaded: LoadedModel) -> Mapping[str, str]:
-        """None: transformers unpacks each linear layer alone."""
-        return {}
+    def type_rules(self, loaded: LoadedModel, *, uneven: bool) -> TypeRules:
+        """Linear layers alone, each of which transformers unpacks; experts are one tensor."""
+        tree = loaded.family.units(loaded.model)
+        matrices = [unit.name for unit in tree if unit.kind == "matrix"]
+        return TypeRules(untyped=frozenset(n for n in matrices if _unpacked(loaded, n)))
 
     def save_typed(
         self,
@@ -134,6 +136,15 @@ class CompressedTensors:
         return {"weight_bytes": size}
 
 
+def _unpacked(loaded: LoadedModel, name: str) -> str:
+    """Why a matrix cannot be packed, or nothing."""
+    tree = loaded.family.units(loaded.model).by_name
+    if tree[tree[name].owner].kind == "expert":
+        return "is of an expert: transformers has one tensor for all of these"
+    module = loaded.model.get_submodule(name)
+    return "" if type(module) is torch.nn.Linear else f"is a {type(module).__name__}"
+
+
 def _inner(loaded: LoadedModel, candidate: Candidate) -> Stock | ModelingFile:
     """The format of the rest."""
     stock = Stock()
@@ -163,7 +174,10 @@ def _pack(
         places |= dict.fromkeys(tensors, file.name)
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX)
-        write_json(folder / INDEX, index | {"weight_map": places})
+        files = [load_file(file) for file in folder.glob("*.safetensors")]
+        size = sum(tensor.nbytes for tensors in files for tensor in tensors.values())
+        metadata = index.get("metadata", {}) | {"total_size": size}
+        write_json(folder / INDEX, index | {"metadata": metadata, "weight_map": places})
     return found
 
 

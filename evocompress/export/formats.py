@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -21,7 +20,7 @@ from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.padded import Padded
 from evocompress.export.running import Programs
 from evocompress.export.stock import Stock
-from evocompress.export.stored import StoredMatrices
+from evocompress.export.stored import StoredMatrices, TypeRules
 from evocompress.export.weights import StateDict
 from evocompress.models.loading import LoadedModel
 
@@ -97,8 +96,13 @@ class TypedFormat(Format, Protocol):
 
     lanes: ClassVar[frozenset[Lane]]
 
-    def tied(self, loaded: LoadedModel) -> Mapping[str, str]:
-        """The matrices of which several have one type: {name: a word that all of these have}."""
+    def type_rules(self, loaded: LoadedModel, *, uneven: bool) -> TypeRules:
+        """Which matrices can have types, and which must have one.
+
+        Args:
+            loaded: The dense model, or its outline.
+            uneven: Layers may differ in width or lack something.
+        """
         ...
 
     def save_typed(
@@ -129,10 +133,10 @@ FORMATS: Registry[Format] = Registry(
 )
 
 
-def tied_in(name: str, loaded: LoadedModel) -> Mapping[str, str]:
-    """The matrices of which several have one type in format `name`, by `TypedFormat.tied`."""
+def type_rules_of(name: str, loaded: LoadedModel, *, uneven: bool) -> TypeRules:
+    """What format `name` says of the types of matrices, see `TypedFormat.type_rules`."""
     form = FORMATS[name]
-    return form.tied(loaded) if isinstance(form, TypedFormat) else {}
+    return form.type_rules(loaded, uneven=uneven) if isinstance(form, TypedFormat) else TypeRules()
 
 
 def obstacle_of(name: str, loaded: LoadedModel, candidate: Candidate) -> str | None:

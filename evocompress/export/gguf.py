@@ -10,7 +10,6 @@ written with zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -29,6 +28,7 @@ from evocompress.export.gguf_architectures import (
 from evocompress.export.gguf_language import has_other_parts, language_type
 from evocompress.export.gguf_measure import gguf_costs
 from evocompress.export.gguf_obstacles import alike_obstacle, uneven_obstacle
+from evocompress.export.gguf_tensors import named_tensors
 from evocompress.export.gguf_tokenizer import tokenizer_obstacle
 from evocompress.export.gguf_uneven import has_multipliers
 from evocompress.export.gguf_writing import GGUF_FILE, TYPES, typed_tensors, write_gguf
@@ -36,10 +36,10 @@ from evocompress.export.layout import layout
 from evocompress.export.modeling_file import derived_config, known_classes
 from evocompress.export.running import Programs, Running
 from evocompress.export.stock import Stock
-from evocompress.export.stored import StoredMatrices
+from evocompress.export.stored import StoredMatrices, TypeRules, every_matrix
 from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families.uneven import text_config
-from evocompress.models.loading import LoadedModel
+from evocompress.models.loading import LoadedModel, once
 
 LOADING = """from llama_cpp import Llama  # or in the folder: llama-cli -m model.gguf
 
@@ -122,10 +122,7 @@ class Gguf:
         self.check_package()
         if not _is_uneven(loaded, candidate):
             return Stock().build(loaded, state, candidate)
-        left = layout(loaded, candidate)
-        config = derived_config(loaded, state, candidate, left.kept)
-        names = renumbered(left.names, left.kept)
-        return assemble(known_classes(loaded).head, config, state, names)
+        return _uneven_model(loaded, state, candidate)
 
     def save(
         self, model: PreTrainedModel, loaded: LoadedModel, folder: Path, weights: str | None
@@ -133,20 +130,15 @@ class Gguf:
         """Writes ``model.gguf``."""
         write_gguf(model, loaded, folder / GGUF_FILE, weights)
 
-    def tied(self, loaded: LoadedModel) -> Mapping[str, str]:
-        """All experts of a block have one tensor of each role, and in OpenELM queries to values."""
-        fused = language_type(loaded) in UNEVEN and architecture_of(loaded, alike=False).fused
-        tree, found = loaded.family.units(loaded.model), {}
-        for unit in tree:
-            if unit.kind != "matrix":
-                continue
-            parent = tree.by_name[unit.owner]
-            if parent.kind == "expert":
-                own = unit.name.removeprefix(parent.name)
-                found[unit.name] = f"{parent.name.rpartition('.')[0]}.*{own}"
-            elif fused and {*unit.rows} & {"query", "key", "value"}:
-                found[unit.name] = f"{unit.owner}.qkv"
-        return found
+    def type_rules(self, loaded: LoadedModel, *, uneven: bool) -> TypeRules:
+        """By what becomes of the rows of all matrices, in each form that candidates may have."""
+        name = language_type(loaded)
+        rules = TypeRules()
+        if name in ARCHITECTURES:
+            rules = rules.also(_even_rules(loaded))
+        if name in UNEVEN and (uneven or name not in ARCHITECTURES):
+            rules = rules.also(_uneven_rules(loaded))
+        return rules
 
     def save_typed(
         self,
@@ -164,6 +156,30 @@ class Gguf:
     def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
         """The costs that can be counted in the file."""
         return gguf_costs(folder / GGUF_FILE, loaded)
+
+
+def _uneven_model(loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
+    """The model of format ``hf`` without blocks that are gone."""
+    left = layout(loaded, candidate)
+    config = derived_config(loaded, state, candidate, left.kept)
+    names = renumbered(left.names, left.kept)
+    return assemble(known_classes(loaded).head, config, state, names)
+
+
+@once
+def _even_rules(loaded: LoadedModel) -> TypeRules:
+    """Of files whose layers are alike."""
+    stored = every_matrix(loaded)
+    model = Stock().build(loaded, stored.numbered(), Candidate())
+    return stored.rules(named_tensors(model, loaded, architecture_of(loaded, alike=True)))
+
+
+@once
+def _uneven_rules(loaded: LoadedModel) -> TypeRules:
+    """Of files whose layers may differ."""
+    stored = every_matrix(loaded)
+    model = _uneven_model(loaded, stored.numbered(), Candidate())
+    return stored.rules(named_tensors(model, loaded, architecture_of(loaded, alike=False)))
 
 
 def _is_uneven(loaded: LoadedModel, candidate: Candidate) -> bool:

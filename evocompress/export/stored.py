@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,10 +21,15 @@ from evocompress.export.weights import LevelWeights, StateDict
 from evocompress.models.families.base import block_matrices
 from evocompress.models.loading import LoadedModel
 
+LOG = logging.getLogger("evocompress")
+
 CHANGED = (
     "has not only its rows in another order than the matrices that it is made of: leave these out "
     "of space.bits.match"
 )
+
+EXACT = 2**24
+"""Float32 holds all whole numbers up to it."""
 
 NEAR = 2**-7
 """How far what is read back may be from the model's weights, as a share of the largest: theirs
@@ -41,6 +47,23 @@ class TypedRows:
 
     kind: StorageType
     rows: Tensor
+
+
+@dataclass(frozen=True)
+class TypeRules:
+    """What a format says of the types of matrices, by the names of their units.
+
+    Attributes:
+        tied: {matrix: a word that all have which must be of one type}.
+        untyped: The matrices that keep the model's own type.
+    """
+
+    tied: Mapping[str, str] = field(default_factory=dict)
+    untyped: frozenset[str] = frozenset()
+
+    def also(self, other: TypeRules) -> TypeRules:
+        """What both of two say."""
+        return TypeRules({**self.tied, **other.tied}, self.untyped | other.untyped)
 
 
 def _check_read_back(rows: Tensor, kind: StorageType, values: Tensor, place: str) -> None:
@@ -85,19 +108,18 @@ class StoredMatrices:
     def numbered(self) -> dict[str, Tensor]:
         """The state in which every row of these matrices, and no other, is full of its number.
 
-        In main memory, and in float64, which holds the numbers of all rows of any model.
+        In main memory, where a row takes one number as long as it is not moved. The greatest number
+        is less than twice the least, so that rows which are multiplied have none of another row.
         """
+        dtype = torch.float32 if 2 * self.row_count < EXACT else torch.float64
         found = {
-            name: torch.zeros(1, dtype=torch.float64).expand(tensor.shape)
+            name: torch.zeros(1, dtype=dtype).expand(tensor.shape)
             for name, tensor in self.state.items()
         }
-        first = 1
-        for name, parts in self.parts.items():
-            count = len(parts["packed"])
-            numbers = torch.arange(first, first + count, dtype=torch.float64)
+        for (name, parts), first in zip(self.parts.items(), self._begins.tolist(), strict=True):
+            numbers = torch.arange(first, first + len(parts["packed"]), dtype=dtype)
             own = numbers[None] if name in self.transposed else numbers[:, None]
             found[name] = own.expand(self.state[name].shape)
-            first += count
         return found
 
     def rows(self, numbers: Tensor, values: Tensor, place: str) -> TypedRows | None:
@@ -114,11 +136,9 @@ class StoredMatrices:
         """
         if not bool((numbers > 0).any()):
             return None
-        found = numbers[..., 0].flatten().to(torch.int64)
         names, begins, packed = list(self.parts), self._begins, self.packed
-        last = int(begins[-1]) + len(packed[names[-1]])
-        whole = bool((numbers == found.view(*numbers.shape[:-1], 1)).all())
-        if not whole or not bool(((found >= 0) & (found < last)).all()):
+        found = self._found(numbers)
+        if found is None:
             raise ExportError(f"{place} {CHANGED}")
         owners = torch.searchsorted(begins, found, right=True) - 1
         present = sorted(set(owners.tolist()))
@@ -139,11 +159,44 @@ class StoredMatrices:
         _check_read_back(rows, kind, values, place)
         return TypedRows(kind, rows)
 
+    def rules(self, numbers: Mapping[str, Tensor]) -> TypeRules:
+        """Which of these matrices can be stored so, and which as one.
+
+        Args:
+            numbers: What became of the tensors of a `numbered` state, by their names in a file.
+        """
+        names = [name.removesuffix(".weight") for name in self.parts]
+        begins, tied = self._begins, {}
+        missing = dict(zip(names, map(len, self.packed.values()), strict=True))
+        for place, tensor in numbers.items():
+            found = self._found(tensor) if tensor.dim() > 1 and bool((tensor > 0).any()) else None
+            if found is None or not bool((found > 0).all()):
+                continue
+            counts = (torch.searchsorted(begins, found, right=True) - 1).bincount().tolist()
+            owners = [owner for owner, count in enumerate(counts) if count]
+            for owner in owners:
+                missing[names[owner]] -= counts[owner]
+                if len(owners) > 1:
+                    tied[names[owner]] = place
+        return TypeRules(tied, frozenset(name for name, rows in missing.items() if rows))
+
+    def _found(self, numbers: Tensor) -> Tensor | None:
+        """The number of each row (rows,); ``None`` where more was done than to move rows."""
+        found = numbers[..., 0].flatten().to(torch.int64)
+        whole = bool((numbers == found.view(*numbers.shape[:-1], 1)).all())
+        ours = (found > self.row_count) & (found <= 2 * self.row_count)
+        return found if whole and bool((ours | (found == 0)).all()) else None
+
     @property
     def _begins(self) -> Tensor:
         """The number of each matrix's first row."""
         sizes = [len(rows) for rows in self.packed.values()]
-        return torch.tensor([1, *sizes]).cumsum(0)[:-1]
+        return torch.tensor([self.row_count + 1, *sizes]).cumsum(0)[:-1]
+
+    @property
+    def row_count(self) -> int:
+        """Of all these matrices."""
+        return sum(map(len, self.packed.values()))
 
 
 def lane_of(candidate: Candidate) -> Lane | None:
@@ -185,7 +238,8 @@ def stored_matrices(
             kind, weight = storage_type(form.level.bits), state[name]
             kinds[name] = kind
             known = None if library is None else library.load(unit, form.level, form.width)
-            if library is not None and known is not None and _same(weight, known["weight"]):
+            same = known is not None and _same(weight, known["weight"], loaded.stored)
+            if library is not None and same:
                 parts[name] = library.parts(unit, form.level, form.width)
             else:
                 flat = weight.T if matrix.transposed else weight.flatten(1)
@@ -193,12 +247,18 @@ def stored_matrices(
                 parts[name] = made.parts
                 read = made.weight.to(weight)
                 anew[name] = (read.T if matrix.transposed else read).reshape(weight.shape)
+    if anew:
+        LOG.warning(
+            "%s of %s matrices are not as in the level library, and were rounded to their types "
+            "anew, each weight to the nearest value",
+            *(len(anew), len(kinds)),
+        )
     return StoredMatrices(candidate, {**state, **anew}, kinds, parts, frozenset(transposed))
 
 
-def _same(weight: Tensor, other: Tensor) -> bool:
-    """Whether a weight is another one, of which it has the type."""
-    return torch.equal(weight.cpu(), other.to(weight.dtype).cpu())
+def _same(weight: Tensor, other: Tensor, stored: torch.dtype) -> bool:
+    """Whether two weights are one in the type of a model's files."""
+    return torch.equal(weight.cpu().to(stored), other.cpu().to(stored))
 
 
 def _anew(weight: Tensor, kind: StorageType, stored: torch.dtype) -> QuantizedMatrix:
@@ -207,3 +267,24 @@ def _anew(weight: Tensor, kind: StorageType, stored: torch.dtype) -> QuantizedMa
     zeros = weight == 0 if kind.has_zero else None
     (made,) = quantize_all([RoundingTask(weight.float(), kind, zeros)], known, "nearest", stored)
     return made
+
+
+def every_matrix(loaded: LoadedModel) -> StoredMatrices:
+    """All matrices of a dense model as if they had a type, to see what becomes of their rows."""
+    units = loaded.family.units(loaded.model).by_name
+    named = [
+        (f"{loaded.family.block_names[index]}.{matrix.path}", matrix.transposed)
+        for index, matrices in enumerate(block_matrices(loaded.family, loaded.model))
+        for matrix in matrices
+    ]
+    named = [(name, transposed) for name, transposed in named if name in units]
+    return StoredMatrices(
+        Candidate(),
+        loaded.model.state_dict(),
+        {},
+        {
+            f"{name}.weight": {"packed": torch.empty((units[name].shape or (0, 0))[0], 0)}
+            for name, _ in named
+        },
+        frozenset(f"{name}.weight" for name, transposed in named if transposed),
+    )

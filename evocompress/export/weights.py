@@ -113,10 +113,10 @@ def assemble(
     # Embedding models may come without the pooler that their class has.
     poolers = [name for name in model.state_dict() if name.startswith("pooler.")]
     without_missing(model, [name for name in poolers if name not in state])
-    # Matrices of experts may be views of tensors that hold them transposed.
-    tensors = {
-        name: _tensor(name, model, state, name_of).contiguous() for name in model.state_dict()
-    }
+    # Matrices of experts may be views of tensors that hold them transposed. What repeats one number
+    # would take its whole size.
+    found = {name: _tensor(name, model, state, name_of) for name in model.state_dict()}
+    tensors = {name: own if 0 in own.stride() else own.contiguous() for name, own in found.items()}
     model.load_state_dict(tensors, assign=True)
     model.tie_weights()
     model.eval()

@@ -87,6 +87,11 @@ def _check_types(context: RunContext) -> None:
             "heal.train=lora: adapters are merged into matrices, which with space.bits keep the "
             "values of their types: train norms, biases or head"
         )
+    if context.recipes:
+        raise ConfigError(
+            f"search.name={context.config.search.name}: it fine-tunes candidates, and trained "
+            "matrices would not keep the values of their types: leave out space.bits or that"
+        )
     for kind in bits.coarser:
         if kind.lane == GGUF:
             check_makeable(kind)

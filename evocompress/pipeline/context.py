@@ -37,7 +37,8 @@ from evocompress.evaluation.profile import (
 )
 from evocompress.evaluation.proxies import Proxy
 from evocompress.export import FORMATS, PROGRAMS, check_task
-from evocompress.export.formats import obstacle_of, tied_in
+from evocompress.export.formats import obstacle_of, type_rules_of
+from evocompress.export.stored import TypeRules
 from evocompress.healing.tuned import fine_tunings
 from evocompress.models.loading import LoadedModel, load_as
 from evocompress.pipeline.header_facts import genes_digest, table_facts
@@ -158,6 +159,10 @@ class RunContext:
     ) -> SearchSpace:
         """The space of the candidates that can be written in a format."""
         obstacle = None if form is None else partial(obstacle_of, form, self.loaded)
+        rules = TypeRules()
+        if form is not None and config.bits is not None:
+            uneven = bool(config.width or config.drop)
+            rules = type_rules_of(form, self.loaded, uneven=uneven)
         return build_space(
             self.units,
             replace(
@@ -168,7 +173,8 @@ class RunContext:
             adds_bias=STRUCTURED[self.config.library.width_criterion].adds_bias,
             latency=table,
             obstacle=obstacle,
-            tied=None if form is None else tied_in(form, self.loaded),
+            tied=rules.tied,
+            untyped=rules.untyped,
         )
 
     @cached_property

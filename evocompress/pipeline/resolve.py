@@ -10,11 +10,13 @@ import numpy as np
 from pydantic import BaseModel
 
 from evocompress.compression.criteria import CRITERIA, STRUCTURED
+from evocompress.compression.quantization.ggml import PACKAGES
 from evocompress.core.config import CalibrationConfig, RunConfig, SearchConfig
 from evocompress.core.config_file import nearest, validate
 from evocompress.core.env_vars import env_vars_of
 from evocompress.core.errors import ConfigError
 from evocompress.core.requests import Pool
+from evocompress.core.storage import GGUF
 from evocompress.evaluation.proxies import PROXIES, Metric
 from evocompress.export import FORMATS, PROGRAMS, check_program
 from evocompress.models.families import FAMILIES, Family, name_of
@@ -151,6 +153,7 @@ def packages(config: RunConfig, family: Family) -> tuple[str, ...]:
         STRUCTURED.packages(config.library.width_criterion),
         FORMATS.packages(config.space.fits),
         FAMILIES.packages(name_of(family)),
+        PACKAGES if config.space.bits and config.space.bits.lane == GGUF else frozenset(),
     )
     return tuple(sorted(set().union(*found)))
 

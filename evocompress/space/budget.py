@@ -103,8 +103,7 @@ def minimal_genomes(space: SearchSpace) -> Genome:
         every[np.arange(len(keepers)), keepers] -= 1
     elif not genes.mixtures:
         return every
-    typed = any(level.bits for levels in genes.levels for level in levels)
-    kinds = (_zeros, _coarseness) if typed else (_zeros,)
+    kinds = (_zeros, _coarseness) if space.typed else (_zeros,)
     found = [genes.with_experts(every, _most(space, saved)) for saved in kinds]
     return space.deactivate(np.concatenate(found))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -37,6 +37,7 @@ def build_space(
     latency: LatencyTable | None = None,
     obstacle: Obstacle | None = None,
     tied: Mapping[str, str] | None = None,
+    untyped: Collection[str] = (),
 ) -> SearchSpace:
     """The search space that a configuration describes for a model.
 
@@ -55,6 +56,7 @@ def build_space(
         obstacle: What keeps the format that ``fits`` names from expressing a candidate, if
             something does. Levels for which there is such a thing are left out.
         tied: {matrix: a word that is that of all matrices which must have one type in this format}.
+        untyped: The matrices that can have no type in it: their types are left out.
 
     Raises:
         ConfigError: A value of the configuration does not fit the model.
@@ -67,7 +69,7 @@ def build_space(
         )
     if config.drop and config.drop.merge and (other := unlike_blocks(units)):
         raise ConfigError(f"space.drop.merge: {other}; leave merge out")
-    genes = _genes(units, architecture, config, adds_bias, tied or {})
+    genes = _genes(units, architecture, config, adds_bias, (tied or {}, untyped))
     if obstacle is not None:
         genes = fitting(genes, obstacle, f"space.fits: format '{config.fits}'")
     typed = config.bits is not None
@@ -88,9 +90,10 @@ def _genes(
     architecture: Architecture,
     config: SpaceConfig,
     adds_bias: bool,
-    tied: Mapping[str, str],
+    rules: tuple[Mapping[str, str], Collection[str]],
 ) -> Encoding:
     _check_combination(config)
+    tied: Mapping[str, str] = {}
     removable: frozenset[str] = frozenset()
     narrow: dict[str, tuple[Level, ...]] = {}
     levels: dict[str, tuple[Level, ...]] = {}
@@ -110,13 +113,17 @@ def _genes(
         check_patterns(units, narrow, levels, architecture)
     if config.bits:
         sparse = {name: levels[name] for name in targets}
-        for name, (choice, target) in stored_levels(
-            units, architecture, config.bits, narrow, sparse, targets
-        ).items():
-            levels[name], targets[name] = choice, target
+        typed = stored_levels(units, architecture, config.bits, narrow, sparse, targets)
+        able = [name for name in typed if name not in rules[1]]
+        if not able:
+            raise ConfigError(
+                f"space.bits.match: format '{config.fits}' can hold none of the "
+                f"{len(typed)} matrices in types of their own, as '{next(iter(typed))}'"
+            )
+        for name in able:
+            levels[name], targets[name] = typed[name]
+        tied = {name: word for name, word in rules[0].items() if name in able}
         _check_tied(levels, tied, config)
-    else:
-        tied = {}
     members = _members([unit for unit in units if unit.name in levels], config, tied)
     return Encoding(
         tree=UnitTree(units),

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from evocompress.core.arrays import Booleans, Floats, Genome, Integers
-from evocompress.core.canonical import ATTENTIVE, COSTED, canonical, merge_levels
+from evocompress.core.canonical import ATTENTIVE, COSTED, canonical, level_in, merge_levels
 from evocompress.core.errors import ConfigError
 from evocompress.core.level_order import in_one_order
 from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
@@ -310,9 +310,9 @@ class Encoding:
         if unit.kind == "block":
             lost = [named.get(part.name) == DROP for part in self.tree.children[unit.name]]
             return levels.index(DROP if all(lost) else DENSE)
-        members = [named.get(member.name, DENSE) for member in self.members[gene]]
-        # A block above may have dropped some of the tied members, never all of them.
-        level = next((level for level in members if level != DROP), DROP)
+        found = [level_in(named, member, self.tree) for member in self.members[gene]]
+        # What is above may have dropped some of the tied members, never all of them.
+        level = next((level for level in found if level != DROP), DROP)
         index = self._level_indices[gene].get(level)
         if index is None:
             known = ", ".join(known.key for known in levels)

@@ -9,16 +9,19 @@ import numpy as np
 
 from evocompress.core.canonical import canonical
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DENSE, Candidate
+from evocompress.core.types import DENSE, Candidate, Level
 from evocompress.space.encoding import Encoding
 
 Obstacle = Callable[[Candidate], str | None]
 """Tells why a format cannot store a candidate, naming the unit; ``None`` if it can."""
 
 
-def _left(kept: Sequence[int], default: int) -> int:
-    """The place of a level among those that are left, or of the first one."""
-    return kept.index(default) if default in kept else 0
+def _left(levels: Sequence[Level], kept: Sequence[int], default: int) -> int:
+    """The place of a level among those that are left, or of the first one with its zeros."""
+    if default in kept:
+        return kept.index(default)
+    alike = (levels[index].zeros == levels[default].zeros for index in kept)
+    return next((place for place, same in enumerate(alike) if same), 0)
 
 
 def fitting(genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
@@ -59,6 +62,7 @@ def fitting(genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
         members=tuple(genes.members[gene] for gene in chosen),
         levels=tuple(tuple(genes.levels[gene][i] for i in kept[gene]) for gene in chosen),
         default=np.array(
-            [_left(kept[gene], int(genes.default[gene])) for gene in chosen], dtype=np.int64
+            [_left(genes.levels[gene], kept[gene], genes.default[gene]) for gene in chosen],
+            dtype=np.int64,
         ),
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from evocompress.core.arrays import Floats, Genome, Integers
-from evocompress.core.types import Level
 from evocompress.space.budget import minimal_genomes
 from evocompress.space.encoding import Encoding
 from evocompress.space.repair import fill_budget, repair
@@ -20,20 +19,19 @@ Shares = Mapping[int, Floats]
 def uniform(space: SearchSpace) -> Genome:
     """The even genome (U,) that meets the budget with the least compression.
 
-    Matrices are at their target. Where they have types of stored weights these become coarser
-    together, before anything is cut. Then all sub-layers are narrowed together: each has its
-    widest level that keeps at most a fraction of its weights, the same fraction for all. Where two
-    neighbouring types or fractions lie on both sides of the budget, some have the finer type or
-    the wider level, as many as fit, at even distances over the depth; and where a bound is about
-    one kind of sub-layer only, the other kind is widened again. Where the narrowest widths are not
-    enough, or there are none, the same number of units of each droppable kind is removed, at even
-    distances. Where removing all of them is not enough, all matrices are raised together, level by
-    level.
+    Matrices are at their target. Where they have types of stored weights, and the budget is about
+    these, they become coarser together, before anything is cut. Then all sub-layers are narrowed
+    together: each has its widest level that keeps at most a fraction of its weights, the same
+    fraction for all. Where two neighbouring types or fractions lie on both sides of the budget,
+    some have the finer type or the wider level, as many as fit, at even distances over the depth;
+    and where a bound is about one kind of sub-layer only, the other kind is widened again. Where
+    the narrowest widths are not enough, or there are none, the same number of units of each
+    droppable kind is removed, at even distances. Where removing all of them is not enough, all
+    matrices are raised together, level by level.
     """
     shares = _shares(space)
     tries = [space.encoding.default]
-    for _ in range(max(map(_types, space.levels))):
-        coarser = _coarser(space.encoding, tries[-1])
+    for coarser in _coarsened(space) if space.bounds_bytes else ():
         tries += [*_mixed(tries[-1], coarser), coarser]
     for fraction in _fractions(shares):
         narrowed = _narrowed(tries[-1], shares, fraction)
@@ -48,13 +46,17 @@ def ladder(space: SearchSpace, count: int) -> list[Genome]:
     """Up to `count` different even genomes (U,) from the least compressed to the most.
 
     All sub-layers keep the same fraction of their weights, less and less; then ever more
-    units are dropped as in `uniform`, and then matrices are raised. There is no regard to the
-    budget; but none drops all attentions.
+    units are dropped as in `uniform`, and then matrices are raised. Where they have types of stored
+    weights these become coarser before all that, which comes twice, in the finest and in the
+    coarsest. There is no regard to the budget; but none drops all attentions.
     """
     shares = _shares(space)
-    start = space.encoding.default
-    rungs = [start, *(_narrowed(start, shares, fraction) for fraction in _fractions(shares))]
-    rungs += _emptied(space.encoding, rungs[-1])
+    rungs: list[Genome] = []
+    starts = [space.encoding.default, *_coarsened(space)]
+    for start in dict.fromkeys((0, len(starts) - 1)):
+        rungs += starts[start:] if start == 0 else []
+        cut = [_narrowed(starts[start], shares, fraction) for fraction in _fractions(shares)]
+        rungs += [*cut, *_emptied(space.encoding, [starts[start], *cut][-1])]
     genomes = space.deactivate(np.stack(rungs))
     genomes = genomes[space.encoding.admissible(genomes)]
     genomes = genomes[np.sort(np.unique(genomes, axis=0, return_index=True)[1])]
@@ -145,9 +147,12 @@ def _emptied(genes: Encoding, genome: Genome) -> list[Genome]:
     return tries + _raised(genes, tries[-1] if tries else genome)
 
 
-def _types(levels: Sequence[Level]) -> int:
-    """How many coarser types there are among levels."""
-    return len({level.bits for level in levels if level.bits})
+def _coarsened(space: SearchSpace) -> list[Genome]:
+    """The default genome (U,) with all matrices in ever coarser types."""
+    found = [space.encoding.default]
+    for _ in range(max(len({level.bits for level in levels}) for levels in space.levels) - 1):
+        found.append(_coarser(space.encoding, found[-1]))
+    return found[1:]
 
 
 def _coarser(genes: Encoding, genome: Genome) -> Genome:

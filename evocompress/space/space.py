@@ -52,6 +52,17 @@ class SearchSpace:
         """For each gene its levels, from most to least parameters."""
         return self.encoding.levels
 
+    @cached_property
+    def typed(self) -> bool:
+        """Whether matrices have types of stored weights."""
+        return any(level.bits for levels in self.levels for level in levels)
+
+    @cached_property
+    def bounds_bytes(self) -> bool:
+        """Whether there is a budget, and each of its costs depends on these types."""
+        costs = self.cost_model.costs
+        return bool(self.budget) and all(costs[name].per_byte for name in self.budget)
+
     def candidate(self, genome: Genome) -> Candidate:
         """The canonical candidate of a genome (U,)."""
         return self.encoding.candidate(genome)

@@ -1,7 +1,6 @@
 """Format ``compressed-tensors``: words and scales in the place of weights."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from evocompress.core.config import LibraryConfig
 from evocompress.core.errors import ExportError
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import materialize
+from evocompress.export.formats import obstacle_of, type_rules_of
 from evocompress.models.loading import load
-from evocompress.testing.tiny import tiny_checkpoint
+from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
 TYPES = ("w4g32", "w3g32", "w8g64", "w4g32z")
 MLP = "model.layers.1.mlp"
@@ -113,4 +113,13 @@ def test_transformers_generates_the_same(made, tmp_path):
         model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
         logits.append(model(ids).logits)
     torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-4)
-    assert replace(loaded) == loaded
+
+
+def test_experts_are_refused_by_name():
+    loaded = tiny_loaded("qwen2_moe")
+    name = "model.layers.1.mlp.experts.2.up_proj"
+    candidate = Candidate(((name, Level(bits="w4g32")),))
+    obstacle = obstacle_of("compressed-tensors", loaded, candidate)
+    assert obstacle is not None and "is of an expert: transformers has one tensor" in obstacle
+    rules = type_rules_of("compressed-tensors", loaded, uneven=False)
+    assert name in rules.untyped and "model.layers.1.self_attn.q_proj" not in rules.untyped

@@ -1,5 +1,7 @@
 """GGUF files whose tensors have types of their own, against the candidate in memory."""
 
+from dataclasses import replace
+
 import gguf
 import numpy as np
 import pytest
@@ -11,10 +13,10 @@ from evocompress.core.config import LibraryConfig
 from evocompress.core.errors import ExportError
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import materialize
-from evocompress.export.formats import tied_in
+from evocompress.export.formats import type_rules_of
 from evocompress.models.loading import load
 from evocompress.testing.gguf_reference import GgufReference
-from evocompress.testing.tiny import tiny_checkpoint
+from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
 TYPES = ("q4_0", "q8_0", "q5_1")
 NARROW = Level(channels=64)
@@ -112,7 +114,7 @@ def test_rows_of_one_tensor_come_from_several_matrices(tmp_path):
 
 def by_word(loaded):
     """Types by the words of what a space ties."""
-    words = tied_in("gguf", loaded)
+    words = type_rules_of("gguf", loaded, uneven=True).tied
     own = {unit.name: words.get(unit.name, unit.name) for unit in matrices(loaded)}
     places = {word: place for place, word in enumerate(dict.fromkeys(own.values()))}
     return {name: Level(bits=TYPES[places[word] % 3]) for name, word in own.items()}
@@ -146,13 +148,42 @@ def test_the_experts_of_a_block_are_tied(tmp_path):
         materialize(loaded, library, other, tmp_path / "mixed", format="gguf")
 
 
-def test_healed_weights_are_rounded_to_the_same_types(tmp_path):
+def test_healed_weights_are_rounded_to_the_same_types(tmp_path, caplog):
     loaded, library, candidate = made(tmp_path, "llama", every_type)
     first = materialize(loaded, library, candidate, tmp_path / "stock", format="stock")
     out = materialize(loaded, None, candidate, tmp_path / "out", format="gguf", healed=first)
     plain = materialize(loaded, library, candidate, tmp_path / "plain", format="gguf")
     assert types_in(out / "model.gguf") == types_in(plain / "model.gguf")
+    anew = (out / "model.gguf").read_bytes()
+    assert "were rounded to their types anew, each weight to the nearest value" in caplog.text
     assert_as_in_memory(loaded, library, candidate, plain / "model.gguf")
+    materialize(loaded, library, candidate, out, format="gguf", healed=first, overwrite=True)
+    assert (out / "model.gguf").read_bytes() == (plain / "model.gguf").read_bytes() != anew
+
+
+def test_weights_healed_in_the_type_of_the_files_are_the_librarys(tmp_path):
+    """Bfloat16 is computed in float32 on many processors, and written as bfloat16."""
+    loaded, library, candidate = made(tmp_path, "llama", every_type)
+    loaded = replace(loaded, widened=torch.bfloat16)
+    first = materialize(loaded, library, candidate, tmp_path / "stock", format="stock")
+    files = [
+        materialize(loaded, library, candidate, tmp_path / name, format="gguf", healed=healed)
+        for name, healed in (("plain", None), ("healed", first))
+    ]
+    tensors = [gguf.GGUFReader(file / "model.gguf").tensors for file in files]
+    for one, other in zip(*tensors, strict=True):
+        if one.tensor_type.name.startswith("Q"):
+            assert np.array_equal(one.data, other.data), one.name
+
+
+def test_what_a_file_holds_in_another_form_has_no_type():
+    rules = [
+        type_rules_of("gguf", tiny_loaded("granite"), uneven=uneven) for uneven in (False, True)
+    ]
+    assert not rules[0].untyped
+    assert rules[1].untyped == {
+        unit.name for unit in matrices(tiny_loaded("granite")) if unit.role.endswith("q_proj")
+    }
 
 
 def test_other_formats_hold_the_rounded_weights(tmp_path):

@@ -7,7 +7,7 @@ from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import BudgetError, ConfigError
 from evocompress.core.storage import STORAGE
 from evocompress.core.types import DENSE, DROP, Candidate, Level
-from evocompress.export.formats import tied_in
+from evocompress.export.formats import type_rules_of
 from evocompress.space import sampling
 from evocompress.space.budget import minimal_genomes
 from evocompress.space.build import build_space
@@ -130,6 +130,41 @@ def test_even_and_random_genomes_meet_a_budget_of_bytes():
     assert space.genome(space.candidate(genomes[0])).tolist() == genomes[0].tolist()
 
 
+def test_types_stay_where_the_budget_is_not_about_them():
+    space = spaced(
+        width={"multiple_of": 32, "units": ["mlp"]},
+        bits={"types": ["dense", "q8_0", "q4_0"]},
+        budget={"params": 0.8},
+    )
+    named = space.candidate(sampling.uniform(space)).by_name
+    assert named and not any(level.bits for level in named.values())
+    assert spaced(bits={"types": ["q8_0"]}, budget={"weight_bytes": 0.5}).bounds_bytes
+
+
+def test_a_ladder_has_coarse_types_of_whole_models_and_of_cut_ones():
+    space = spaced(width={"multiple_of": 32, "units": ["mlp"]}, bits={"types": ["q8_0", "q4_0"]})
+    rungs = [space.candidate(genome).by_name for genome in sampling.ladder(space, 100)]
+    kinds = {
+        (
+            frozenset(level.bits for level in named.values() if level.bits),
+            any(level.narrow for level in named.values()),
+        )
+        for named in rungs
+    }
+    assert kinds == {(frozenset([kind]), cut) for kind in ("q8_0", "q4_0") for cut in (False, True)}
+
+
+def test_matrices_without_types_in_a_format_keep_the_models_own():
+    loaded = tiny_loaded()
+    units = list(loaded.family.units(loaded.model))
+    architecture = loaded.family.architecture(loaded.model)
+    config = SpaceConfig.model_validate({"bits": {"types": ["q8_0"]}, "fits": "gguf"})
+    space = build_space(units, architecture, config, untyped=[UP])
+    assert UP not in {unit.name for unit in space.units} and len(space.units) == 20
+    with pytest.raises(ConfigError, match="format 'gguf' can hold none of the 21 matrices"):
+        build_space(units, architecture, config, untyped=[u.name for u in matrices(space)])
+
+
 def test_an_even_genome_keeps_the_zeros_of_its_matrices():
     space = spaced(
         sparsity={"target": 0.5, "levels": 2},
@@ -157,7 +192,7 @@ def test_tied_matrices_have_one_gene_and_cost_what_all_of_them_do():
     loaded = tiny_loaded("qwen2_moe")
     units = list(loaded.family.units(loaded.model))
     architecture = loaded.family.architecture(loaded.model)
-    words = tied_in("gguf", loaded)
+    words = type_rules_of("gguf", loaded, uneven=True).tied
     config = SpaceConfig.model_validate(
         {
             "drop": {"units": ["expert"]},
@@ -172,6 +207,12 @@ def test_tied_matrices_have_one_gene_and_cost_what_all_of_them_do():
     assert len(free.units) - len(space.units) == 3 * (experts - blocks)
     rng = np.random.default_rng(4)
     genomes = np.stack([sampling.random(space, rng) for _ in range(20)])
+    # The first expert of a tie may be the one that is dropped.
+    first = [g for g, unit in enumerate(space.units) if unit.name.endswith("experts.0")]
+    genomes[:10, first[0]] = space.encoding.drop_index[first[0]]
+    genomes = space.deactivate(genomes)
+    genomes = genomes[space.encoding.enough_experts(genomes)]
+    assert space.encoding.dropped(genomes)[:, first[0]].any()
     candidates = [space.candidate(genome) for genome in genomes]
     assert all(
         space.genome(c).tolist() == g.tolist() for c, g in zip(candidates, genomes, strict=True)
@@ -275,4 +316,3 @@ def test_refused(config, error, message):
 def test_refused_types(types, message):
     with pytest.raises(ValueError, match=message):
         SpaceConfig.model_validate({"bits": {"types": types}})
-    assert DENSE.bits == ""

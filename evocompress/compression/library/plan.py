@@ -113,7 +113,7 @@ def check_fits(plan: LibraryPlan, path: Path) -> None:
         )
     if plan.cache_bytes > available:
         raise LibraryError(
-            f"matrices that are narrowed and have zeros may take {_mib(plan.cache_bytes)} of "
+            f"narrowed matrices with zeros or types may take {_mib(plan.cache_bytes)} of "
             f"memory, but {_mib(available)} is available: give a smaller library.cache_mib"
         )
 

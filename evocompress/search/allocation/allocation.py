@@ -94,10 +94,10 @@ class Allocation(GeneratorSearcher):
 
 def check_typeless(space: SearchSpace, name: str) -> None:
     """Refuses a space with types of stored weights, for a method that knows zeros alone."""
-    if any(level.bits for levels in space.levels for level in levels):
+    if space.typed:
         raise ConfigError(
             f"search.name: {name} knows zeros, widths and drops, and no types of stored weights: "
-            "leave out space.bits, or use auto or evopress"
+            "leave out space.bits, or choose another searcher"
         )
 
 

@@ -10,7 +10,6 @@ from evocompress.search.allocation.knapsack import knapsack
 from evocompress.search.base import CandidateSettings
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, estimated
 from evocompress.search.surrogates.second_order import expansion
-from evocompress.space.budget import require
 
 _FORWARDS = 3
 """What an estimate's backward pass costs, in forward passes."""
@@ -21,7 +20,8 @@ class FisherKnapsack(GeneratorSearcher):
 
     The gradients are those of the log-likelihood of tokens that the dense model draws, so this is
     the quadratic form of its Fisher information for every change alone. Allocators of bits use it
-    with a diagonal, as PrismaQuant, or with the first-order term alone, as AutoQuantize.
+    with a diagonal, as PrismaQuant, or with the first-order term alone, as the gradient score of
+    AutoQuantize.
 
     ```yaml
     space: {sparsity: {match: ['*.o_proj'], target: 0.5, levels: 3}}
@@ -52,8 +52,7 @@ class FisherKnapsack(GeneratorSearcher):
         self._estimate_batches = self.chosen(tokens, "search.estimate_tokens")
 
     def check(self) -> None:
-        """Refuses a space without a budget, or with units that can only be dropped."""
-        require(self.space)
+        """Refuses a space with units that can be dropped."""
         genes = self.space.encoding
         if genes.droppable.size or not (genes.matrices.size or genes.widths.size):
             raise ConfigError(

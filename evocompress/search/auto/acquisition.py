@@ -132,11 +132,12 @@ def _moved(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Geno
     """A feasible genome (U,) after one exchange of levels, or of two whole blocks.
 
     Blocks change places where units can be dropped: else all their levels are close to each
-    other. Matrices alone are swapped, which takes much less time, where that keeps the budget.
+    other. Zeros of matrices alone are swapped, which takes much less time, where that keeps the
+    budget.
     """
     if space.encoding.droppable.size and rng.random() < _TRANSPOSED:
         return transpose(space, genome, rng)
-    if space.encoding.ordinal.all():
+    if space.encoding.ordinal.all() and not space.typed:
         swapped = mutate(space, genome, rng)
         if space.feasible(swapped[None])[0]:
             return swapped

@@ -15,13 +15,14 @@ from evocompress.search.auto.evaluation_client import EvaluationClient
 from evocompress.search.auto.predictor import Predictor
 from evocompress.search.auto.sensitivity import (
     approach,
+    best_sum,
     changes,
     effect_curves,
     sensitivities,
 )
 from evocompress.search.baselines.lazy_greedy import lazily_removed
 from evocompress.search.baselines.removal import drop_harms, without_least_blocks
-from evocompress.search.fidelity.token_budget import RETRIES
+from evocompress.search.fidelity.token_budget import EFFECT_ROUNDS, RETRIES
 from evocompress.search.generator_searcher import AskTell, Probe, first_feasible
 from evocompress.search.surrogates.second_order import (
     Tables,
@@ -116,17 +117,18 @@ class Starts:
         """The best sum of single changes, measured in rounds (`sensitivity`)."""
         client = self._client
         tries = 1 + len(changes(self._space, self._space.encoding.default, _TRIED_LEVELS))
-        rounds, micro_batches = client.budget.effects(client.shuffled(), tries)
+        once = self._space.bounds_bytes
+        most = 1 if once else EFFECT_ROUNDS
+        rounds, micro_batches = client.budget.effects(client.shuffled(), tries, most)
         if not rounds:
             return {}
-        typed = any(level.bits for levels in self._space.levels for level in levels)
         client.doing = (
-            f"measured start: {tries - 1} single changes, {1 if typed else rounds} times on "
+            f"measured start: {tries - 1} single changes, {rounds} times on "
             f"{client.tokens(micro_batches)}"
         )
 
         probe = partial(self._measured, lambda: micro_batches)
-        if typed:
+        if once:
             return (yield from self._effects_and_estimates(probe))
         genome = yield from approach(self._space, probe, rounds=rounds, per_gene=_TRIED_LEVELS)
         return {"measured effects": self._made_feasible(genome)}
@@ -139,19 +141,23 @@ class Starts:
         client, space = self._client, self._space
         start = space.encoding.default
         measured = yield from sensitivities(space, start, probe, _TRIED_LEVELS)
-        micro_batches = client.next(client.budget.start(client.estimated, 3))
-        if measured is None or not micro_batches:
+        if measured is None:
             return {}
+        effects = best_sum(space, start, measured, np.ones(len(space.budget)))
+        named = {"measured effects": self._made_feasible(effects)}
+        micro_batches = client.next(client.budget.start(client.estimated, 3))
+        if not micro_batches:
+            return named
         doing = "second-order start: an estimate"
         estimation = yield from client.estimate(doing, "curvature", micro_batches, 3)
         if estimation.failed is not None:
-            return {}
+            return named
         harms = expansion(space, estimation).harms()
-        for gene, (levels, _, effects) in effect_curves(space, start, measured).items():
+        for gene, (levels, _, effect) in effect_curves(space, start, measured).items():
             harms[gene] = np.full(len(harms[gene]), np.inf)
-            harms[gene][levels] = effects
+            harms[gene][levels] = effect
         best = knapsack(space, harms, sampling.uniform(space))
-        return {} if best is None else {"effects and estimates": best}
+        return named if best is None else named | {"effects and estimates": best}
 
     def _least_fluctuation(self) -> AskTell[Named]:
         """FLAP's ranking of all heads and channels (`evocompress.search.allocation.flap`)."""

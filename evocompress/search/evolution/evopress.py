@@ -129,6 +129,8 @@ class EvoPress(StagedSearcher):
         else:
             swapped = mutate(self.space, parent, self.rng, self.settings.max_level, fixed)
             child = repair(self.space, swapped, self.rng, fixed)
+            if self.space.typed:  # whose steps are unequal, so that swaps leave some of the budget
+                child = fill_budget(self.space, child, self.rng, fixed)
         return self._capped(child)
 
     def _capped(self, genome: Genome) -> Genome | None:

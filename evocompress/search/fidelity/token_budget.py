@@ -37,7 +37,7 @@ _MEASURED_SHARE = 0.15
 _FINAL_SHARE = 0.06
 """Share of the tokens that is kept for the last comparison."""
 
-_EFFECT_ROUNDS = 3
+EFFECT_ROUNDS = 3
 """The most rounds of measured effects: the budget is approached in as many steps."""
 
 _ROUGHLY = 1024
@@ -118,13 +118,15 @@ class TokenBudget:
         """How many to use for a step; 0 where the tokens are too few for it and its comparison."""
         return self._estimated(micro_batches, _STEP, _STEP_SHARE, forwards)
 
-    def effects(self, micro_batches: Sequence[int], tries: int) -> tuple[int, tuple[int, ...]]:
+    def effects(
+        self, micro_batches: Sequence[int], tries: int, most: int = EFFECT_ROUNDS
+    ) -> tuple[int, tuple[int, ...]]:
         """The rounds in which to measure single changes, and the micro-batches to measure them on.
 
         There are as many rounds, each with `tries` candidates, as there can be on at least one
         micro-batch; maybe none.
         """
-        for rounds in range(_EFFECT_ROUNDS, 0, -1):
+        for rounds in range(most, 0, -1):
             tokens = int(_MEASURED_SHARE * self.limit / (rounds * tries))
             if chosen := self._first(micro_batches, min(tokens, _ROUGHLY)):
                 return rounds, chosen
