@@ -73,10 +73,10 @@ def typed_tensors(
     rows = {
         name: stored.rows(own, values[name], name) for name, own in numbers.items() if own.dim() > 1
     }
-    found = {name: each for name, each in rows.items() if each is not None}
-    if sum(len(each.rows) for each in found.values()) < stored.row_count:
+    typed = {name: each for name, each in rows.items() if each is not None}
+    if sum(len(each.rows) for each in typed.values()) < stored.row_count:
         raise ExportError("some matrices with types of their own are in no tensor of the file")
-    return found
+    return typed
 
 
 def write_gguf(
