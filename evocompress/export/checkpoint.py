@@ -22,7 +22,7 @@ from evocompress.export.formats import FORMATS, WEIGHTS, Format, TypedFormat, bu
 from evocompress.export.gguf_writing import TYPES
 from evocompress.export.healed import checkpoint_state
 from evocompress.export.record import Record, write_record
-from evocompress.export.stored import lane_of, stored_matrices
+from evocompress.export.stored import StoredMatrices, lane_of, stored_matrices
 from evocompress.export.weights import LevelWeights, compressed_state
 from evocompress.models.loading import LoadedModel
 from evocompress.space.costs import cost_parts
@@ -75,12 +75,9 @@ def materialize(
     name = choose_format(loaded, candidate, format)
     form = FORMATS[name]
     weights = _type_of_weights(loaded, candidate, form, weights)
-    state, lane = _state(loaded, library, candidate, healed), lane_of(candidate)
-    stored = None
-    if lane is not None and isinstance(form, TypedFormat) and lane in form.lanes:
-        stored = stored_matrices(loaded, library, candidate, state)
-        state = dict(stored.state)
-    model = build(name, loaded, state, candidate)
+    state = _state(loaded, library, candidate, healed)
+    stored = _typed(form, loaded, library, candidate, state)
+    model = build(name, loaded, state if stored is None else dict(stored.state), candidate)
     if loaded.family.task.causal:
         model.generation_config = copy.deepcopy(loaded.model.generation_config)
     check_room(out, _bytes(model, weights))
@@ -90,15 +87,28 @@ def materialize(
             form.save_typed(model, loaded, folder, weights, stored)
         else:
             form.save(model, loaded, folder, weights)
-            notes = [*notes, *([ROUNDED_NOTE] if lane is not None else [])]
         copy_terms(loaded, folder)
         record = _record(loaded, library, candidate, name)
         measured = form.measured(folder, loaded, candidate)
         record = replace(record, predicted=dict(predicted or {}), measured=measured)
-        card = _card(record, loaded, candidate, out.name, notes)
+        rounded = [ROUNDED_NOTE] if stored is None and lane_of(candidate) is not None else []
+        card = _card(record, loaded, candidate, out.name, [*notes, *rounded])
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_record(folder, record)
     return out
+
+
+def _typed(
+    form: Format,
+    loaded: LoadedModel,
+    library: LevelWeights | None,
+    candidate: Candidate,
+    state: Mapping[str, Tensor],
+) -> StoredMatrices | None:
+    """The matrices of coarser types that a format holds as such."""
+    if isinstance(form, TypedFormat) and lane_of(candidate) in form.lanes:
+        return stored_matrices(loaded, library, candidate, state)
+    return None
 
 
 def _state(

@@ -133,10 +133,12 @@ FORMATS: Registry[Format] = Registry(
 )
 
 
-def type_rules_of(name: str, loaded: LoadedModel, *, uneven: bool) -> TypeRules:
-    """What format `name` says of the types of matrices, see `TypedFormat.type_rules`."""
-    form = FORMATS[name]
-    return form.type_rules(loaded, uneven=uneven) if isinstance(form, TypedFormat) else TypeRules()
+def type_rules_of(name: str | None, loaded: LoadedModel, *, uneven: bool) -> TypeRules:
+    """What a format says of the types of matrices, see `TypedFormat.type_rules`."""
+    form = None if name is None else FORMATS[name]
+    if isinstance(form, TypedFormat):
+        return form.type_rules(loaded, uneven=uneven)
+    return TypeRules()
 
 
 def obstacle_of(name: str, loaded: LoadedModel, candidate: Candidate) -> str | None:

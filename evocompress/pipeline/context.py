@@ -38,7 +38,6 @@ from evocompress.evaluation.profile import (
 from evocompress.evaluation.proxies import Proxy
 from evocompress.export import FORMATS, PROGRAMS, check_task
 from evocompress.export.formats import obstacle_of, type_rules_of
-from evocompress.export.stored import TypeRules
 from evocompress.healing.tuned import fine_tunings
 from evocompress.models.loading import LoadedModel, load_as
 from evocompress.pipeline.header_facts import genes_digest, table_facts
@@ -159,10 +158,8 @@ class RunContext:
     ) -> SearchSpace:
         """The space of the candidates that can be written in a format."""
         obstacle = None if form is None else partial(obstacle_of, form, self.loaded)
-        rules = TypeRules()
-        if form is not None and config.bits is not None:
-            uneven = bool(config.width or config.drop)
-            rules = type_rules_of(form, self.loaded, uneven=uneven)
+        uneven, typed = bool(config.width or config.drop), form if config.bits else None
+        rules = type_rules_of(typed, self.loaded, uneven=uneven)
         return build_space(
             self.units,
             replace(

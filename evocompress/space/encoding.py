@@ -79,9 +79,8 @@ class Encoding:
     @cached_property
     def stored(self) -> tuple[tuple[Unit, ...], Integers]:
         """The M matrices that genes are about, one gene's after the other, and their genes (M,)."""
-        genes = [gene for gene in self.matrices.tolist() for _ in self.members[gene]]
-        units = (unit for gene in self.matrices for unit in self.members[gene])
-        return tuple(units), np.array(genes, dtype=np.int64)
+        pairs = [(unit, gene) for gene in self.matrices.tolist() for unit in self.members[gene]]
+        return tuple(u for u, _ in pairs), np.array([gene for _, gene in pairs], dtype=np.int64)
 
     @cached_property
     def ordinal(self) -> Booleans:

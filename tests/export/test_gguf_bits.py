@@ -56,11 +56,6 @@ def every_type(loaded):
     return {u.name: Level(bits=TYPES[i % 3]) for i, u in enumerate(matrices(loaded))}
 
 
-def by_layer(loaded):
-    """One type in all matrices of a layer, as files need that have some of them as one tensor."""
-    return {u.name: Level(bits=TYPES[u.block % 3]) for u in matrices(loaded)}
-
-
 def narrowed(loaded):
     return every_type(loaded) | {"model.layers.1.mlp": NARROW}
 
@@ -101,15 +96,6 @@ def test_matrices_that_are_one_tensor_have_one_type(tmp_path):
     with pytest.raises(ExportError, match=r"attn_qkv.weight would be of types .* one type there"):
         materialize(loaded, library, candidate, tmp_path / "out", format="gguf")
     assert not (tmp_path / "out").exists()
-
-
-def test_rows_of_one_tensor_come_from_several_matrices(tmp_path):
-    def levels(loaded):
-        return by_layer(loaded) | {"model.layers.1.mlp": NARROW}
-
-    loaded, library, candidate = made(tmp_path, "qwen3", levels)
-    out = materialize(loaded, library, candidate, tmp_path / "out", format="gguf")
-    assert_as_in_memory(loaded, library, candidate, out / "model.gguf")
 
 
 def by_word(loaded):
