@@ -40,6 +40,7 @@ from permuted import permuted_copy
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from texts import parsed, text_parser
 
 from evocompress import api
 from evocompress.core.config import RunConfig
@@ -116,21 +117,12 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calibration", help="text file for library and search")
-    parser.add_argument("--heldout", help="text file that judges")
-    parser.add_argument("--sequences", type=int, default=40, help="of 512 tokens that judge")
+    parser = text_parser(__doc__.splitlines()[0], "bits", heals=False)
     parser.add_argument("--tokens", type=int, default=220_000, help="of auto")
     parser.add_argument("--methods", nargs="+", help="only these")
     parser.add_argument("--bits", type=float, nargs="+", default=list(BITS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, default=Path("results/bits"))
-    parser.add_argument("--json")
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    if not (arguments.quick or (arguments.calibration and arguments.heldout)):
-        parser.error("give --calibration and --heldout, or --quick")
-    return arguments
+    return parsed(parser)
 
 
 def _full(arguments: argparse.Namespace) -> Setup:
@@ -151,7 +143,7 @@ def _full(arguments: argparse.Namespace) -> Setup:
         types=TYPES,
         bits=arguments.bits,
         seeds=arguments.seeds,
-        heldout=arguments.heldout,
+        heldout=arguments.heldout[0],
         sequences=arguments.sequences,
     )
 

@@ -29,6 +29,7 @@ from healing import Setup, quick_setup
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from texts import parsed, text_parser
 
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Silent
@@ -67,7 +68,7 @@ def main() -> None:
         else:
             model = arguments.model
             results = arguments.results / Path(model).name if model else arguments.results
-            setup = Setup.of_files(results, arguments.calibration, [arguments.heldout], ["zeros"])
+            setup = Setup.of_files(results, arguments.calibration, arguments.heldout[:1], ["zeros"])
             setup = replace(setup, model={"source": model or setup.model["source"]})
         setup = replace(setup, spaces={"zeros": setup.spaces["zeros"]})
         figures: dict[str, Figure] = {}
@@ -81,18 +82,10 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calibration", help="text file for the level library")
-    parser.add_argument("--heldout", help="text file that judges")
+    parser = text_parser(__doc__.splitlines()[0], "refinements", heals=False)
     parser.add_argument("--model", help="a folder or hub id in place of SmolLM2-135M")
     parser.add_argument("--criteria", nargs="+")
-    parser.add_argument("--results", type=Path, default=Path("results/refinements"))
-    parser.add_argument("--json")
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    if not (arguments.quick or (arguments.calibration and arguments.heldout)):
-        parser.error("give --calibration and --heldout, or --quick")
-    return arguments
+    return parsed(parser)
 
 
 def _measured(setup: Setup, criterion: str) -> dict[str, Any]:

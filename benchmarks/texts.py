@@ -12,7 +12,7 @@ TURN = 20_000
 """Characters of a file before the next one's."""
 
 
-def text_parser(description: str, name: str) -> argparse.ArgumentParser:
+def text_parser(description: str, name: str, *, heals: bool = True) -> argparse.ArgumentParser:
     """The arguments that these scripts share; `name` is that of the script."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
@@ -21,7 +21,8 @@ def text_parser(description: str, name: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="for library and search; several take turns",
     )
-    parser.add_argument("--text", metavar="FILE", help="more text to heal on")
+    if heals:
+        parser.add_argument("--text", metavar="FILE", help="more text to heal on")
     parser.add_argument("--heldout", nargs="+", metavar="FILE", help="text files that judge")
     parser.add_argument("--sequences", type=int, default=40, help="of each held-out text")
     parser.add_argument("--results", type=Path, default=Path("results") / name)
@@ -35,8 +36,9 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         return arguments
-    if not (arguments.calibration and arguments.text and arguments.heldout):
-        parser.error("give --calibration, --text and --heldout, or --quick")
+    needed = [name for name in ("calibration", "text", "heldout") if name in arguments]
+    if not all(getattr(arguments, name) for name in needed):
+        parser.error(f"give --{', --'.join(needed)}, or --quick")
     files = arguments.calibration
     if len(files) > 1:
         arguments.results.mkdir(parents=True, exist_ok=True)

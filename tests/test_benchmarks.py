@@ -61,6 +61,11 @@ FIGURES = {
         *("auto_kl_3.2", "evopress_kl_3.2"),
         *(f"gain_over_best_additive_3.2{end}" for end in ("", "_low", "_high")),
     ],
+    "joint": [
+        f"{method}_{measure}_60"
+        for method in ("joint", "bits_only", "uniform", "pruned_0.9", "sequential")
+        for measure in ("kl", "healed_kl")
+    ],
     "structured": [
         f"{table}kl_{method}_{budget}"
         for budget in ("085", "070", "055")
