@@ -6,7 +6,7 @@ layer has fewer is filled up with heads of zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,6 +45,7 @@ class Deci(Pretrained):
     """One number of query heads; key-value heads, channels and missing sub-layers by layer."""
 
     loading = LOADING
+    adds_zeros: ClassVar[bool] = True
     programs: ClassVar[Programs] = {
         "transformers": Running(MODELING_FILE, on_request=True),
         "vllm": Running("vLLM's DeciLM class", families=("llama", "mistral", "qwen2")),
@@ -85,8 +86,12 @@ class Deci(Pretrained):
                     wide |= filled(name, matrix, block, Target(widths, biased), state)
         config = DECI.config.from_dict(_settings(loaded, left, heads, biased))
         config._attn_implementation = loaded.model.config._attn_implementation
-        names = renumbered(left.names, left.kept)
-        return assemble(DECI.head, config, wide, names)
+        return assemble(DECI.head, config, wide, self.name_of(loaded, candidate))
+
+    def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
+        """Blocks have other numbers."""
+        left = layout(loaded, candidate)
+        return renumbered(left.names, left.kept)
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """The Python files that ``auto_map`` names."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import ClassVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -29,7 +28,6 @@ from evocompress.export.layout import (
     no_block_left,
     second_round,
 )
-from evocompress.export.measure import measured_costs
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.renumbering import not_silenced, numbers_matter
 from evocompress.export.running import OWN_CLASS, Programs, Running
@@ -53,6 +51,7 @@ BIAS_KEYS: dict[SubLayerName, str] = {"attention": "attention_bias", "mlp": "mlp
 class Padded(Pretrained):
     """The same function in the model's own class; no faster than if all layers were the widest."""
 
+    adds_zeros: ClassVar[bool] = True
     programs: ClassVar[Programs] = dict.fromkeys(
         ("transformers", "vllm"), Running(OWN_CLASS, on_request=True)
     )
@@ -84,10 +83,10 @@ class Padded(Pretrained):
         """What it costs."""
         return NOTE
 
-    def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
-        """See `Pretrained.measured`; blocks may have other numbers."""
+    def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
+        """Blocks may have other numbers."""
         left = layout(loaded, candidate)
-        return measured_costs(folder, loaded, renumbered(left.names, _blocks(left, loaded)))
+        return renumbered(left.names, _blocks(left, loaded))
 
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the dense model's class in which each layer is as wide as the widest."""
@@ -106,7 +105,7 @@ class Padded(Pretrained):
                 wide |= filled(name, matrix, there, own, state)
             wide |= filled_followers(family, left.names[block.index], block, own, state)
         config = _config(loaded, blocks, target)
-        names = renumbered(left.names, blocks)
+        names = self.name_of(loaded, candidate)
         return assemble(type(loaded.model), config, with_shared(loaded.family, wide), names)
 
 

@@ -35,10 +35,15 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 class Pretrained:
-    """Weights in safetensors, config and tokenizer, as transformers writes them."""
+    """Weights in safetensors, config and tokenizer, as transformers writes them.
+
+    Attributes:
+        adds_zeros: Some parameters have other shapes than the candidate's.
+    """
 
     loading: ClassVar[str] = LOADING
     programs: ClassVar[Programs] = {}
+    adds_zeros: ClassVar[bool] = False
 
     def check_package(self) -> None:
         """Nothing is needed."""
@@ -73,9 +78,9 @@ class Pretrained:
             shutil.copyfile(source, folder / source.name)
         settle_code(loaded, folder)
 
-    def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str] | None:
-        """What a parameter is called in the dense model; ``None`` where some have other shapes."""
-        return None
+    def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
+        """What a parameter is called in the dense model."""
+        return str
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """Files to copy into the folder: none where the class comes with transformers."""
@@ -83,7 +88,7 @@ class Pretrained:
 
     def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
         """The costs that can be counted in the files; see `measured_costs`."""
-        return measured_costs(folder, loaded, self.name_of(loaded, candidate) or str)
+        return measured_costs(folder, loaded, self.name_of(loaded, candidate))
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:

@@ -16,7 +16,7 @@ from evocompress.compression.quantization.quantized import QuantizedMatrix, quan
 from evocompress.compression.weights import form_of
 from evocompress.core.errors import ExportError
 from evocompress.core.storage import Lane, StorageType, storage_type
-from evocompress.core.types import Candidate
+from evocompress.core.types import Candidate, Level
 from evocompress.export.weights import LevelWeights, StateDict
 from evocompress.models.families.base import block_matrices
 from evocompress.models.loading import LoadedModel
@@ -202,6 +202,16 @@ class StoredMatrices:
 def lane_of(candidate: Candidate) -> Lane | None:
     """Whose types the matrices of a candidate have; ``None`` where none has a coarser one."""
     return next((storage_type(lv.bits).lane for _, lv in candidate.levels if lv.bits), None)
+
+
+def typed_levels(candidate: Candidate) -> dict[str, Level]:
+    """The levels of all that has a coarser type, by names of parameters in the dense model.
+
+    Examples:
+        >>> typed_levels(Candidate.from_json({"layers.3.mlp.up": {"bits": "q4_0"}})).keys()
+        dict_keys(['layers.3.mlp.up.weight'])
+    """
+    return {f"{name}.weight": level for name, level in candidate.levels if level.bits}
 
 
 def stored_matrices(

@@ -24,7 +24,7 @@ from evocompress.core.processes import by_first, check_same, of_all, own_part, p
 from evocompress.core.progress import Told, tell_nobody
 from evocompress.export.folder import check_room
 from evocompress.export.layout import layout
-from evocompress.export.record import CANDIDATE_FILE, read_candidate
+from evocompress.export.record import read_candidate
 from evocompress.healing.distillation import Distillation
 from evocompress.healing.law import HealingLaw
 from evocompress.healing.layers import LayerLoss, matching
@@ -36,6 +36,7 @@ from evocompress.healing.state import Best, HealFolder, StepRecord
 from evocompress.healing.student import load_student, write_student
 from evocompress.healing.targets import Lessons
 from evocompress.healing.trained import prepare_training
+from evocompress.healing.typed import typed_parameters
 from evocompress.models.loading import LoadedModel
 
 
@@ -149,13 +150,6 @@ def check_shared_out(config: HealConfig, processes: int) -> None:
         )
 
 
-def has_types(student: Path) -> bool:
-    """Whether matrices of a checkpoint have coarser types; not of one that was not made here."""
-    if not (student / CANDIDATE_FILE).is_file():
-        return False
-    return any(level.bits for _, level in read_candidate(student).levels)
-
-
 class _Healing:
     """The state of one healing: weights, history and the best step so far."""
 
@@ -208,7 +202,7 @@ class _Healing:
         )
         self.learnt = f"Distilled from {whose}" if targets.taught else "Trained on text"
         self.measure = f"{targets.measure} to {whose}" if targets.taught else targets.measure
-        typed = has_types(self.source)
+        typed = typed_parameters(source, dense, self.student)
         zeros = prepare_training(self.student, dense.family, config, typed=typed)
         self.masters = Masters(self.student, zeros, config)
         self.circumstances = Circumstances.model_validate(

@@ -71,13 +71,6 @@ def zero_masks(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
-def matrix_names(model: PreTrainedModel, family: Family) -> list[str]:
-    """The names of the parameters that are matrices of the blocks."""
-    parameters = dict(model.named_parameters())
-    names = (name for one in family.matrices for name in _names_of(one, parameters, family))
-    return [f"{name}.weight" for name in names]
-
-
 def _names_of(matrix: Matrix, parameters: Iterable[str], family: Family) -> list[str]:
     """The modules of a matrix in all blocks of a model with these parameters."""
     block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"

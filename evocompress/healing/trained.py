@@ -7,7 +7,7 @@ blocks and the head do after blocks were dropped (Reassessing Layer Pruning, 241
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from evocompress.core.config import HealConfig
 from evocompress.core.errors import ConfigError
 from evocompress.healing.adapters import adapter_weights, add_adapters
 from evocompress.healing.packages import check_packages
-from evocompress.healing.student import matrix_names, zero_masks
+from evocompress.healing.student import zero_masks
 from evocompress.models.families import Family
 
 LOG = logging.getLogger("evocompress")
@@ -32,7 +32,7 @@ LAST = "last:"
 
 
 def prepare_training(
-    model: PreTrainedModel, family: Family, config: HealConfig, *, typed: bool = False
+    model: PreTrainedModel, family: Family, config: HealConfig, typed: Collection[str] = ()
 ) -> dict[str, Tensor]:
     """Lets what the configuration says have gradients, with adapters and recomputing if it says so.
 
@@ -40,8 +40,8 @@ def prepare_training(
         model: The student.
         family: Its family.
         config: The recipe.
-        typed: Matrices of its blocks have coarser types, whose values they must keep: none of them
-            is trained.
+        typed: The names of parameters that have a coarser type, whose values they must keep: they
+            are not trained.
 
     Returns:
         Where parameters stay zero, by their present names.
@@ -55,7 +55,7 @@ def prepare_training(
     by_parameter = {id(named[name]): mask for name, mask in zeros.items()}
     choose_trained(model, family, config.train)
     if typed:
-        _freeze_matrices(model, family, config.train)
+        _freeze(model, typed, config.train)
     if LORA in config.train:
         add_adapters(model, family, zeros, config.lora_rank, config.seed)
     if config.checkpointing:
@@ -67,8 +67,8 @@ def prepare_training(
     }
 
 
-def _freeze_matrices(model: PreTrainedModel, family: Family, choices: Sequence[str]) -> None:
-    """Takes the gradients of the matrices of the blocks away again.
+def _freeze(model: PreTrainedModel, typed: Collection[str], choices: Sequence[str]) -> None:
+    """Takes the gradients of parameters of coarser types away again.
 
     Raises:
         ConfigError: Nothing is left to train, or adapters were asked for.
@@ -78,14 +78,14 @@ def _freeze_matrices(model: PreTrainedModel, family: Family, choices: Sequence[s
             "heal.train=lora: adapters are merged into matrices, and those of this candidate have "
             "coarser types: train norms, biases or head"
         )
-    for name in matrix_names(model, family):
+    for name in typed:
         model.get_parameter(name).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
-            f"heal.train={','.join(choices)}: the matrices of this candidate have coarser types, "
-            "stay as they are, and nothing else is named: train norms, biases or head"
+            f"heal.train={','.join(choices)}: all that it names has a coarser type in this "
+            "candidate and stays as it is: name norms, biases or head as well"
         )
-    LOG.warning("heal: the matrices of the blocks have coarser types and stay as they are")
+    LOG.warning("heal: %s matrices have coarser types and stay as they are", len(typed))
 
 
 def recompute_blocks(model: PreTrainedModel, family: Family) -> None:
@@ -100,14 +100,19 @@ def recompute_blocks(model: PreTrainedModel, family: Family) -> None:
 
 
 def trained_weights(
-    model: PreTrainedModel, family: Family, config: HealConfig
+    model: PreTrainedModel, family: Family, config: HealConfig, typed: Collection[str] = ()
 ) -> tuple[list[int], int]:
-    """How many weights each trained parameter has, and how many adapters add to these."""
+    """How many weights each trained parameter has, and how many adapters add to these.
+
+    Those that are `typed`, by name, are not trained.
+    """
+    frozen = {id(model.get_parameter(name)) for name in typed}
     chosen = {
         id(parameter): parameter.numel()
         for choice in config.train
         if choice != LORA
         for parameter in _chosen(model, family, choice)
+        if id(parameter) not in frozen
     }
     added = adapter_weights(model, family, config.lora_rank) if LORA in config.train else 0
     return list(chosen.values()), added

@@ -50,6 +50,20 @@ def _instead(name: str, left: float) -> str:
     return ": raise the bound" + (f", or bound {own} instead" if own else "")
 
 
+def typed_healing(space: SearchSpace) -> Iterator[str]:
+    """What is counted of a healing where a search decides what it trains."""
+    own = (any(level.bits for level in levels) for levels in space.levels)
+    either = sum(
+        has and any(not level.bits and not level.drop for level in levels)
+        for has, levels in zip(own, space.levels, strict=True)
+    )
+    if either:
+        yield (
+            f"heal: {either} matrices may keep the model's own type, in which they are trained, "
+            "or have a coarser one: the most is counted, that all keep it"
+        )
+
+
 def chosen_form(fits: str | None, form: str | None) -> Iterator[str]:
     """The format `form` that every candidate has, where the program that it `fits` decides it."""
     if fits is not None and fits != form:

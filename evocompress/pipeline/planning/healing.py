@@ -88,7 +88,7 @@ def _training_bytes(run: PlannedRun, params: float, trained: float, masters: flo
 def _kept_share(run: PlannedRun, config: HealConfig) -> float:
     """The largest share of the masters that a process has; adapters are many and small."""
     loaded = run.context.loaded
-    sizes, added = trained_weights(loaded.model, loaded.family, config)
+    sizes, added = trained_weights(loaded.model, loaded.family, config, run.typed)
     if added:
         sizes = [parameter.numel() for parameter in loaded.model.parameters()]
     loads = [0] * run.processes
@@ -149,9 +149,13 @@ def _adapting(run: PlannedRun, config: HealConfig) -> _Adapting:
 
 
 def _trained(run: PlannedRun, config: HealConfig) -> float:
-    """How many weights of the candidate are trained: as large a share as of the dense model."""
+    """How many weights of the candidate are trained: as large a share as of the dense model.
+
+    What may have a coarser type or the model's own is counted as if it had the latter, and was
+    trained: which types a candidate has is known after the search.
+    """
     loaded = run.context.loaded
-    chosen, added = trained_weights(loaded.model, loaded.family, config)
+    chosen, added = trained_weights(loaded.model, loaded.family, config, run.typed)
     whole = sum(parameter.numel() for parameter in loaded.model.parameters())
     return sum(chosen) / whole * run.costs[1]["params"] + added
 

@@ -21,6 +21,7 @@ from evocompress.pipeline.planning.forewarning import (
     foretold_healing,
     left_of_blocks,
     short_healings,
+    typed_healing,
     unpacked,
 )
 from evocompress.pipeline.planning.healing import heal_last_stage, heal_stage
@@ -115,6 +116,7 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device, processes:
         *left_of_blocks(run.context.untimed_space, timed=False),
         *chosen_form(config.space.fits, run.context.form),
         *unpacked(config.model, run.weight_bytes),
+        *typed_healing(run.context.untimed_space),
         *short_healings(config.search.heal_last, heal, run.length),
         *foretold_healing(run.context.folder, heal, run.length),
     )
@@ -194,7 +196,7 @@ def _choices(context: RunContext, stage: str) -> Iterator[tuple[str, str, Sequen
         yield "heal", "batch", _halves(sized_healing(config, context.loaded).micro_batch, 1)
         yield "heal", "checkpointing", [True] if not config.heal.checkpointing else []
         yield "heal", "optimizer", ["adamw8bit"] if config.heal.optimizer == "adamw" else []
-        yield "heal", "train", [("lora",)] if config.heal.train == ("all",) else []
+        yield "heal", "train", [("lora",)] if _adapters_can_do(config) else []
         yield "heal", "top_k", [TOP_K] if _teacher_can_go(context) else []
         return
     if stage == "search" and PROXIES[config.proxy.kind].on_disk and config.proxy.targets != "disk":
@@ -202,6 +204,11 @@ def _choices(context: RunContext, stage: str) -> Iterator[tuple[str, str, Sequen
     yield "calibration", "length", _halves(config.calibration.length, SHORTEST)
     sequences = f"{stage}_sequences"
     yield "calibration", sequences, _halves(getattr(config.calibration, sequences), FEWEST)
+
+
+def _adapters_can_do(config: RunConfig) -> bool:
+    """Whether all weights are trained, none of which has a coarser type to keep."""
+    return config.heal.train == ("all",) and config.space.bits is None
 
 
 def _teacher_can_go(context: RunContext) -> bool:

@@ -138,6 +138,18 @@ class PlannedRun:
         return space.encoding.candidate(sampling.uniform(space))
 
     @cached_property
+    def typed(self) -> frozenset[str]:
+        """The parameters that have a coarser type in every candidate."""
+        genes = self.context.untimed_space.encoding
+        return frozenset(
+            f"{unit.name}.weight"
+            for units, levels in zip(genes.members, genes.levels, strict=True)
+            if any(level.bits for level in levels)
+            and all(level.bits or level.drop for level in levels)
+            for unit in units
+        )
+
+    @cached_property
     def costs(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
         """Those of the dense model and of the candidate."""
         model = self.context.untimed_space.cost_model

@@ -12,6 +12,9 @@ from evocompress.pipeline.planning.plan import context_of
 from evocompress.pipeline.planning.stages import PlannedRun
 from evocompress.testing.tiny import tiny_loaded
 
+H200 = DEVICES["h200"]
+BITS = {"bits_per_weight": 30}
+
 
 def test_moments_in_eight_bits_take_less_memory_and_disk():
     def planned(optimizer, device=DEVICES["h200"]):
@@ -28,6 +31,29 @@ def test_moments_in_eight_bits_take_less_memory_and_disk():
     (advice,) = (line for line in planned("adamw", small).advice if line.startswith("heal"))
     assert "heal.optimizer=adamw8bit" in advice
     assert not [line for line in planned("adamw8bit", small).advice if line.startswith("heal")]
+
+
+def test_only_what_may_keep_the_models_own_type_is_counted_as_trained():
+    def planned(types, match=("*",)):
+        bits = {"types": types, "match": match}
+        return make_plan(config(space={"bits": bits, "budget": BITS}), tiny_loaded(), H200)
+
+    loaded = tiny_loaded()
+    every = dict(loaded.model.named_parameters())
+    ups = sum(p.numel() for name, p in every.items() if "up_proj" in name)
+    matrices = sum(p.numel() for name, p in every.items() if "proj" in name)
+    free, some, none = (
+        planned(["dense", "q4_0"]),
+        planned(["q4_0"], ["*up_proj"]),
+        planned(["q4_0"]),
+    )
+    each = 4 + 16  # a gradient of the model; master, gradient and moments in float32
+    used = [plan.stages[-1].device_bytes for plan in (free, some, none)]
+    assert used[0] - used[1] == pytest.approx(each * ups, rel=1e-6)
+    assert used[0] - used[2] == pytest.approx(each * matrices, rel=1e-6)
+    said = [[note for note in plan.notes if "coarser" in note] for plan in (free, some, none)]
+    assert said[1:] == [[], []]
+    assert said[0][0].startswith("heal: 21 matrices may keep the model's own type")
 
 
 def test_several_processes_share_out_the_optimizer_and_are_advised():
