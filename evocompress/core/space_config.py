@@ -13,7 +13,7 @@ from evocompress.core.storage import GGUF, GROUPS, HALVES, Lane, StorageType, st
 
 FITTING: dict[Lane, tuple[str, ...]] = {
     GGUF: ("gguf", "llama.cpp"),
-    GROUPS: ("compressed-tensors",),
+    GROUPS: ("compressed-tensors", "compressed-tensors-vllm", "vllm"),
 }
 """The formats and programs that hold each lane's types."""
 

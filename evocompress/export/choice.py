@@ -15,6 +15,7 @@ from evocompress.export.programs import (
     program_named,
     untried,
 )
+from evocompress.export.stored import lane_of
 from evocompress.models.loading import LoadedModel
 
 
@@ -72,7 +73,8 @@ def choose_for(
         loaded: The dense model.
         candidate: What is to be written.
         program: A key of `evocompress.export.programs.PROGRAMS`.
-        name: A format that the program loads; ``auto`` is the first preferred one that can.
+        name: A format that the program loads; ``auto`` is the first preferred one that can, before
+            them those that hold the types of its matrices as such.
 
     Raises:
         ExportError: There is no such program, its version here is too old, it does not load the
@@ -82,7 +84,8 @@ def choose_for(
     newer = check_program(program, name)
     check_task(program, loaded.family)
     known = program_named(program)
-    choice = _first(loaded, candidate, known.preferred, name)
+    forms = (*known.holding(lane_of(candidate)), *known.preferred)
+    choice = _first(loaded, candidate, forms, name)
     running = known.running(choice.name)
     assert running is not None
     how = f"format '{choice.name}' for {program}, run by {running.how}"

@@ -1,8 +1,7 @@
 """Format ``compressed-tensors``: matrices of groups as that package packs them.
 
-transformers reads it by the package `compressed-tensors`. vLLM was not tried: its kernels want one
-type for queries, keys and values of a layer, and for gate and up, which nothing here sees to. The
-rest is as in format ``stock``, or ``hf`` where that cannot express the candidate.
+transformers reads it by the package `compressed-tensors`. The rest is as in format ``stock``, or
+``hf`` where that cannot express the candidate. What vLLM reads is ``compressed-tensors-vllm``.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel
 from evocompress.core.errors import ExportError
 from evocompress.core.files import read_json, write_json
 from evocompress.core.storage import GROUPS, Lane, StorageType, storage_type
-from evocompress.core.types import Candidate
+from evocompress.core.types import Candidate, Unit
 from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.pretrained import LOADING
 from evocompress.export.running import Programs, Running
@@ -32,9 +31,6 @@ from evocompress.models.loading import LoadedModel
 PACKED = "pack-quantized"
 """What compressed-tensors calls integers that are packed into words."""
 
-KERNEL_BITS = (4, 8)
-"""Bits for which vLLM has kernels."""
-
 INDEX = "model.safetensors.index.json"
 
 
@@ -43,11 +39,13 @@ class CompressedTensors:
 
     Attributes:
         like: The format that holds the same, but for types of weights.
+        uneven: The format of the rest where that is not ``stock``.
     """
 
     loading: ClassVar[str] = f"# pip install compressed-tensors\n{LOADING}"
     lanes: ClassVar[frozenset[Lane]] = frozenset({GROUPS})
     like: ClassVar[str] = "hf"
+    uneven: ClassVar[ModelingFile] = ModelingFile()
     programs: ClassVar[Programs] = {
         "transformers": Running(
             "the model's own class, with the package compressed-tensors", on_request=True
@@ -63,47 +61,41 @@ class CompressedTensors:
         other = next((n for n, t in types.items() if storage_type(t).lane != GROUPS), None)
         if other is not None:
             return f"holds groups (w4g64), and {other} has llama.cpp's type {types[other]}"
+        tree = loaded.family.units(loaded.model).by_name if types else {}
         for name, kind in types.items():
             if storage_type(kind).ranges == "zero point":
                 return (
                     f"has no zero points, as {kind} of {name} has: transformers 5.23 reads none "
                     "with compressed-tensors 0.20"
                 )
-            if reason := _unpacked(loaded, name):
+            if reason := _unpacked(loaded, tree[name], tree):
                 return f"packs linear layers, and {name} {reason}"
-        return _inner(loaded, candidate).obstacle(loaded, candidate)
+        return self._inner(loaded, candidate).obstacle(loaded, candidate)
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
-        """Which bits vLLM has no kernels for, and the note of the inner format."""
-        bits = {storage_type(lv.bits).bits for _, lv in candidate.levels if lv.bits}
-        odd = sorted(bits - {*KERNEL_BITS})
-        words = " and ".join(map(str, odd))
-        kernels = f"vLLM has no kernels for {words} bits; transformers unpacks all." if odd else ""
-        inner = _inner(loaded, candidate).note(loaded, candidate)
-        return " ".join(filter(None, (kernels, inner)))
+        """That of the inner format."""
+        return self._inner(loaded, candidate).note(loaded, candidate)
 
     def check_weights(self, loaded: LoadedModel, candidate: Candidate, weights: str) -> None:
         """Those of the other weights."""
-        _inner(loaded, candidate).check_weights(loaded, candidate, weights)
+        self._inner(loaded, candidate).check_weights(loaded, candidate, weights)
 
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """The model of the inner format."""
-        return _inner(loaded, candidate).build(loaded, state, candidate)
+        return self._inner(loaded, candidate).build(loaded, state, candidate)
 
     def save(
         self, model: PreTrainedModel, loaded: LoadedModel, folder: Path, weights: str | None
     ) -> None:
         """What the inner format writes: nothing is in groups."""
-        inner: Stock | ModelingFile = (
-            Stock() if type(model) is type(loaded.model) else ModelingFile()
-        )
+        inner = Stock() if type(model) is type(loaded.model) else self.uneven
         inner.save(model, loaded, folder, weights)
 
     def type_rules(self, loaded: LoadedModel, *, uneven: bool) -> TypeRules:
         """Linear layers alone, each of which transformers unpacks; experts are one tensor."""
-        tree = loaded.family.units(loaded.model)
-        matrices = [unit.name for unit in tree if unit.kind == "matrix"]
-        return TypeRules(untyped=frozenset(n for n in matrices if _unpacked(loaded, n)))
+        tree = loaded.family.units(loaded.model).by_name
+        matrices = [unit for unit in tree.values() if unit.kind == "matrix"]
+        return TypeRules(untyped=frozenset(u.name for u in matrices if _unpacked(loaded, u, tree)))
 
     def save_typed(
         self,
@@ -114,41 +106,39 @@ class CompressedTensors:
         stored: StoredMatrices,
     ) -> None:
         """Writes what the inner format does, and puts words in the place of weights."""
-        inner = _inner(loaded, stored.candidate)
+        inner = self._inner(loaded, stored.candidate)
         inner.save(model, loaded, folder, weights)
         name_of = inner.name_of(loaded, stored.candidate)
         found = _pack(folder, stored, name_of)
         missing = stored.kinds.keys() - {name_of(name) for name in found}
         if missing:
             raise ExportError(
-                f"format 'compressed-tensors': {min(missing)} has another name in the checkpoint"
+                f"{min(missing)} has another name in a checkpoint of compressed-tensors"
             )
         _write_config(folder, found)
 
     def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
         """The bytes of all tensors; with nothing in groups all costs of the inner format."""
         if not any(level.bits for _, level in candidate.levels):
-            return _inner(loaded, candidate).measured(folder, loaded, candidate)
+            return self._inner(loaded, candidate).measured(folder, loaded, candidate)
         size = 0
         for file in folder.glob("*.safetensors"):
             tensors = load_file(file).items()
             size += sum(t.nbytes for name, t in tensors if not name.endswith(".weight_shape"))
         return {"weight_bytes": size}
 
+    def _inner(self, loaded: LoadedModel, candidate: Candidate) -> Stock | ModelingFile:
+        """The format of the rest."""
+        stock = Stock()
+        return stock if stock.obstacle(loaded, candidate) is None else self.uneven
 
-def _unpacked(loaded: LoadedModel, name: str) -> str:
+
+def _unpacked(loaded: LoadedModel, unit: Unit, tree: Mapping[str, Unit]) -> str:
     """Why a matrix cannot be packed, or nothing."""
-    tree = loaded.family.units(loaded.model).by_name
-    if tree[tree[name].owner].kind == "expert":
+    if tree[unit.owner].kind == "expert":
         return "is of an expert: transformers has one tensor for all of these"
-    module = loaded.model.get_submodule(name)
+    module = loaded.model.get_submodule(unit.name)
     return "" if type(module) is torch.nn.Linear else f"is a {type(module).__name__}"
-
-
-def _inner(loaded: LoadedModel, candidate: Candidate) -> Stock | ModelingFile:
-    """The format of the rest."""
-    stock = Stock()
-    return stock if stock.obstacle(loaded, candidate) is None else ModelingFile()
 
 
 def _pack(

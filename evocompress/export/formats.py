@@ -12,6 +12,7 @@ from evocompress.core.registry import Registry
 from evocompress.core.storage import Lane
 from evocompress.core.types import Candidate
 from evocompress.export.compressed import CompressedTensors
+from evocompress.export.compressed_vllm import CompressedForVllm
 from evocompress.export.deci import Deci
 from evocompress.export.folded import Folded
 from evocompress.export.gguf import Gguf
@@ -128,6 +129,7 @@ FORMATS: Registry[Format] = Registry(
         "deci": Deci(),
         "gguf": Gguf(),
         "compressed-tensors": CompressedTensors(),
+        "compressed-tensors-vllm": CompressedForVllm(),
     },
     lambda found: isinstance(found, Format) and not isinstance(found, type),
 )

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.version import Version
 
 from evocompress.core.errors import ExportError
+from evocompress.core.space_config import BitsSpace
+from evocompress.core.storage import Lane
 from evocompress.export.formats import FORMATS
 from evocompress.export.gguf_language import language_type
 from evocompress.export.running import Running
@@ -48,6 +50,18 @@ class Program:
     def preferred(self) -> tuple[str, ...]:
         """The formats; the first one that can express the candidate is taken."""
         return tuple(name for name, running in self.formats.items() if not running.on_request)
+
+    def holding(self, lane: Lane | None) -> tuple[str, ...]:
+        """The formats that are taken before these for types of a lane, which they hold as such."""
+        return tuple(
+            name
+            for name, running in self.formats.items()
+            if running.typed and lane in getattr(FORMATS[name], "lanes", ())
+        )
+
+    def taken(self, bits: BitsSpace | None) -> tuple[str, ...]:
+        """The formats that candidates of a space may be written in, with or without types."""
+        return self.holding(bits.lane if bits else None) or self.preferred
 
 
 PROGRAMS: dict[str, Program] = {

@@ -15,11 +15,13 @@ class Running:
         families: Model types that it was tried with; empty where that makes no difference, because
             the program runs the dense model by the same code.
         on_request: Taken only when asked for by name.
+        typed: Taken first where matrices have types that the format holds as such.
     """
 
     how: str
     families: tuple[str, ...] = ()
     on_request: bool = False
+    typed: bool = False
 
 
 OWN_CLASS = "the model's own class"

@@ -178,13 +178,13 @@ class RunContext:
     def form(self) -> str | None:
         """The format that every candidate must be written in, if the configuration asks for one.
 
-        Of the formats of a program it is the one that leaves the most levels.
+        Of those of a program it is the one that leaves the most levels.
         """
         fits = self.config.space.fits
         if fits is None or fits in FORMATS:
             return fits
         check_task(fits, self.loaded.family)
-        forms = PROGRAMS[fits].preferred
+        forms = PROGRAMS[fits].taken(self.config.space.bits)
         return forms[0] if len(forms) == 1 else max(forms, key=self._levels_left)
 
     def _levels_left(self, form: str) -> int:

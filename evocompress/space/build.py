@@ -16,7 +16,7 @@ from evocompress.space import budget as budgets
 from evocompress.space.bits import stored_levels
 from evocompress.space.costs import LatencyTable, cost_model
 from evocompress.space.encoding import Encoding
-from evocompress.space.format_constraint import Obstacle, fitting
+from evocompress.space.format_constraint import Obstacle, fitting, with_types
 from evocompress.space.levels import (
     check_patterns,
     droppable,
@@ -71,7 +71,8 @@ def build_space(
         raise ConfigError(f"space.drop.merge: {other}; leave merge out")
     genes = _genes(units, architecture, config, adds_bias, (tied or {}, untyped))
     if obstacle is not None:
-        genes = fitting(genes, obstacle, f"space.fits: format '{config.fits}'")
+        what = f"space.fits: format '{config.fits}'"
+        genes = with_types(fitting(genes, obstacle, what), genes, obstacle, what)
     typed = config.bits is not None
     model = cost_model(units, architecture, length=length, latency=latency, typed=typed)
     matrices = {unit.name: genes.levels[gene] for unit, gene in zip(*genes.stored, strict=True)}

@@ -66,3 +66,20 @@ def fitting(genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
             dtype=np.int64,
         ),
     )
+
+
+def with_types(left: Encoding, genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
+    """What is `left` of genes.
+
+    Raises:
+        ConfigError: They had types of stored weights, and none is left.
+    """
+    if any(level.bits for levels in left.levels for level in levels):
+        return left
+    typed = zip(genes.members, genes.levels, strict=True)
+    first = next(((m, lv) for m, own in typed for lv in own if lv.bits), None)
+    if first is not None:
+        units, level = first
+        reason = obstacle(canonical({unit.name: level for unit in units}, genes.tree))
+        raise ConfigError(f"{what} {reason}, and so on: it can hold none of these types")
+    return left

@@ -4,11 +4,11 @@
 
 The request: ``prompts`` (lists of token ids), ``new_tokens``, ``threads``, ``repeats`` (how often
 everything is timed, beyond the first run), ``texts`` (to be tokenised by llama.cpp), ``images``
-([text, file of an image], of which vLLM makes further prompts). The answer is the last line that is
-printed, a list with one entry for each checkpoint: ``version``, ``tokens`` (the new ones of each
-prompt), ``seen`` (those of each with an image), ``seconds`` (of each timed repeat, all prompts one
-after the other) and ``texts`` (their token ids); or ``error``, what an engine said of a checkpoint
-that it does not run.
+([text, file of an image], of which vLLM makes further prompts) and ``dtype`` (that vLLM computes
+in). The answer is the last line that is printed, a list with one entry for each checkpoint:
+``version``, ``tokens`` (the new ones of each prompt), ``seen`` (those of each with an image),
+``seconds`` (of each timed repeat, all prompts one after the other) and ``texts`` (their token ids);
+or ``error``, what an engine said of a checkpoint that it does not run.
 
 It imports nothing of evocompress, which needs a newer transformers than vLLM allows.
 """
@@ -29,7 +29,7 @@ Generate = Callable[[list[int]], list[int]]
 
 
 def vllm(path: Path, request: EngineRequest) -> dict[str, Any]:
-    """With vLLM, in float32."""
+    """With vLLM."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("OMP_NUM_THREADS", str(request["threads"]))
@@ -44,7 +44,7 @@ def vllm(path: Path, request: EngineRequest) -> dict[str, Any]:
     longest = max(len(prompt) for prompt in request["prompts"])
     engine = LLM(
         str(path),
-        dtype="float32",
+        dtype=request.get("dtype", "float32"),
         trust_remote_code=True,
         enforce_eager=True,
         max_model_len=longest + request["new_tokens"] + 8,

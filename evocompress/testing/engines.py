@@ -90,11 +90,12 @@ def generate(
     repeats: int = 0,
     texts: Sequence[str] = (),
     images: Sequence[tuple[str, Path]] = (),
+    dtype: str = "float32",
 ) -> Generated:
     """Greedy continuations of prompts, token ids, by an engine in a process of its own.
 
     Everything is timed `repeats` times beyond the first run; texts are cut into tokens by
-    llama.cpp, and vLLM continues texts with an image each.
+    llama.cpp, and vLLM continues texts with an image each and computes in `dtype`.
 
     Raises:
         RunError: The engine failed; with the end of what it said.
@@ -106,6 +107,7 @@ def generate(
         "repeats": repeats,
         "texts": list(texts),
         "images": [[text, str(image)] for text, image in images],
+        "dtype": dtype,
     }
     (found,) = _answers(engine, [checkpoint], request)
     if isinstance(found, RunError):
@@ -119,6 +121,7 @@ def generate_from_each(
     prompts: Sequence[Sequence[int]],
     *,
     new_tokens: int = 32,
+    dtype: str = "float32",
 ) -> list[Generated | RunError]:
     """The same of several checkpoints, one after the other in one process.
 
@@ -126,7 +129,7 @@ def generate_from_each(
         For each checkpoint what was generated, or the error of one that the engine does not run.
     """
     request = {"prompts": [list(prompt) for prompt in prompts], "new_tokens": new_tokens}
-    return _answers(engine, checkpoints, request | {"threads": 1})
+    return _answers(engine, checkpoints, request | {"threads": 1, "dtype": dtype})
 
 
 def _answers(
@@ -165,11 +168,15 @@ def greedy_tokens(model: PreTrainedModel, prompt: Sequence[int], new_tokens: int
 
 
 def first_difference(
-    model: PreTrainedModel, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    ours: Sequence[int],
+    theirs: Sequence[int],
+    close: float = CLOSE,
 ) -> str | None:
     """Where an engine's tokens leave transformers', and how near the two best logits are there.
 
-    The line begins with ``close`` where the logits are within `CLOSE`, so that either token is
+    The line begins with ``close`` where the logits are within `close`, so that either token is
     right; there is none where the tokens are equal.
     """
     if list(ours) == list(theirs):
@@ -182,7 +189,7 @@ def first_difference(
     best = logits.topk(2).values
     gap = float(best[0] - best[1])
     where = f"new token {place}: {ours[place : place + 1]} here, {theirs[place : place + 1]} there"
-    return f"{'close' if gap <= CLOSE else 'apart'}: {where}, best logits {gap:.2g} apart"
+    return f"{'close' if gap <= close else 'apart'}: {where}, best logits {gap:.2g} apart"
 
 
 @torch.no_grad()

@@ -1,18 +1,25 @@
 """Format ``compressed-tensors``: words and scales in the place of weights."""
 
 import json
+import re
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from evocompress.compression.library import build_library
-from evocompress.core.config import LibraryConfig
-from evocompress.core.errors import ExportError
+from evocompress.core.config import LibraryConfig, SpaceConfig
+from evocompress.core.errors import ConfigError, ExportError
+from evocompress.core.space_config import BitsSpace
 from evocompress.core.types import DENSE, DROP, Candidate, Level
-from evocompress.export import materialize
+from evocompress.export import choose_for, materialize
 from evocompress.export.formats import obstacle_of, type_rules_of
 from evocompress.models.loading import load
+from evocompress.pipeline.planning.forewarning import missing_types
+from evocompress.space import sampling
+from evocompress.space.build import build_space
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
 TYPES = ("w4g32", "w3g32", "w8g64", "w4g32z")
@@ -123,3 +130,93 @@ def test_experts_are_refused_by_name():
     assert obstacle is not None and "is of an expert: transformers has one tensor" in obstacle
     rules = type_rules_of("compressed-tensors", loaded, uneven=False)
     assert name in rules.untyped and "model.layers.1.self_attn.q_proj" not in rules.untyped
+
+
+def same_input(loaded, name):
+    """What vLLM makes one tensor of, by the names that it has for llama."""
+    stem, _, last = name.rpartition(".")
+    for fused in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+        if last in fused:
+            return {f"{stem}.{each}" for each in fused}
+    return {name}
+
+
+def test_vllm_has_one_type_for_what_reads_one_input(made):
+    loaded, *_ = made
+    rules = type_rules_of("compressed-tensors-vllm", loaded, uneven=True)
+    matrices = [u.name for u in loaded.family.units(loaded.model) if u.kind == "matrix"]
+    for name in matrices:
+        word = rules.tied.get(name, name)
+        found = {other for other in matrices if rules.tied.get(other, other) == word}
+        assert found == same_input(loaded, name)
+    assert not rules.untyped
+
+
+def test_experts_of_vllm_have_no_types_and_what_is_beside_them_has():
+    loaded = tiny_loaded("qwen2_moe")
+    rules = type_rules_of("compressed-tensors-vllm", loaded, uneven=False)
+    assert "model.layers.1.mlp.experts.2.up_proj" in rules.untyped
+    assert "model.layers.1.self_attn.q_proj" in rules.tied.keys() - rules.untyped
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"q": "w3g32", "k": "w3g32", "v": "w3g32"}, "has no kernel for 3 bits, only 4 and 8"),
+        ({"q": "w4g32", "k": "w8g32", "v": "w4g32"}, "q_proj and .*k_proj in w4g32 and w8g32"),
+        ({"q": "w4g32", "k": "w4g32"}, "q_proj and .*v_proj in w4g32 and dense, because vLLM"),
+        ({"q": "w8g32", "k": "w8g32", "v": "w8g32", "o": "w4g64"}, None),
+    ],
+)
+def test_what_vllm_cannot_hold_is_said_and_written_otherwise(made, kinds, message):
+    loaded, *_ = made
+    named = {f"model.layers.1.self_attn.{k}_proj": Level(bits=v) for k, v in kinds.items()}
+    candidate = candidate_of(named)
+    choice = choose_for(loaded, candidate, "vllm")
+    reason = obstacle_of("compressed-tensors-vllm", loaded, candidate)
+    if message is None:
+        assert reason is None and choice.name == "compressed-tensors-vllm"
+    else:
+        assert reason is not None and re.search(message, reason)
+        assert choice.name == "stock" and reason in choice.reason
+
+
+def test_parts_that_are_gone_need_no_types(made):
+    loaded, *_ = made
+    types = {f"model.layers.1.mlp.{name}_proj": Level(bits="w4g32") for name in ("gate", "up")}
+    gone = {f"model.layers.{index}.attention": DROP for index in (1, 2)}
+    candidate = candidate_of(types | gone)
+    assert obstacle_of("compressed-tensors-vllm", loaded, candidate) is None
+    assert choose_for(loaded, candidate, "vllm").name == "compressed-tensors-vllm"
+
+
+def space_of(loaded, **config):
+    units = loaded.family.units(loaded.model)
+    form = "compressed-tensors-vllm"
+    rules = type_rules_of(form, loaded, uneven=True)
+    return build_space(
+        units,
+        loaded.family.architecture(loaded.model),
+        SpaceConfig.model_validate(config | {"fits": form}),
+        obstacle=partial(obstacle_of, form, loaded),
+        tied=rules.tied,
+        untyped=rules.untyped,
+    )
+
+
+def test_the_space_for_vllm_has_what_it_stores(made):
+    loaded, *_ = made
+    bits = {"types": ["w8g32", "w4g32", "w3g32", "w4g64z"]}
+    space = space_of(loaded, bits=bits, drop={})
+    typed = [i for i, levels in enumerate(space.levels) if any(lv.bits for lv in levels)]
+    assert {len(space.encoding.members[i]) for i in typed} == {1, 2, 3}
+    assert {lv.bits for i in typed for lv in space.levels[i]} <= {"", "w8g32", "w4g32"}
+    assert [*missing_types(BitsSpace(**bits), space, "it")] == [
+        "space.bits: w4g64z, w3g32: no matrix can have such a type in format 'it'"
+    ]
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        candidate = space.candidate(sampling.random(space, rng))
+        assert obstacle_of("compressed-tensors-vllm", loaded, candidate) is None
+    with pytest.raises(ConfigError, match="no kernel for 3 bits.*it can hold none of these types"):
+        space_of(loaded, bits={"types": ["dense", "w3g32"]}, drop={})

@@ -56,7 +56,8 @@ def test_a_format_is_chosen_for_a_program_and_why(
         (
             "vllm",
             "gguf",
-            "vllm does not load format 'gguf': choose auto, stock, folded, deci, padded",
+            "vllm does not load format 'gguf': choose auto, stock, folded, deci, padded, "
+            "compressed-tensors-vllm",
         ),
         (
             "llama.cpp",

@@ -213,6 +213,16 @@ def test_a_program_is_chosen_before_the_search(run_file, program, tried_versions
     assert f"for {program}" in note and context.form in note
 
 
+def test_the_format_for_a_program_holds_the_types_of_the_space(run_file, tried_versions):
+    bits = {"bits": {"types": ["w4g32", "w3g32"]}, "fits": "vllm"}
+    config = load_config(run_file, [f"space={bits}".replace("'", '"')])
+    context = context_of(config, tiny_loaded("llama"))
+    assert context.form == "compressed-tensors-vllm"
+    assert {level.bits for levels in context.space.levels for level in levels} == {"w4g32"}
+    with pytest.raises(ConfigError, match="vllm does not hold the types of space.bits as such"):
+        load_config(run_file, ['space.bits={"types": ["q8_0"]}', "space.fits=vllm"])
+
+
 def test_what_was_searched_for_a_program_is_written_for_it(run_file, monkeypatch, tried_versions):
     change = f"space={SPARSE_DROPS}".replace("'", '"')
     words = ["evocompress", "search", str(run_file), change, "name=for", "--for", "vllm"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evocompress.core.config import HealConfig, HealLastConfig, ModelConfig
 from evocompress.core.files import read_json
+from evocompress.core.space_config import BitsSpace
 from evocompress.healing.cycles import tokens_that_pay
 from evocompress.healing.law import HealingLaw
 from evocompress.models.checkpoints import GGUF
@@ -68,6 +69,17 @@ def chosen_form(fits: str | None, form: str | None) -> Iterator[str]:
     """The format `form` that every candidate has, where the program that it `fits` decides it."""
     if fits is not None and fits != form:
         yield f"for {fits}: only candidates that format '{form}' can express are searched"
+
+
+def missing_types(bits: BitsSpace | None, space: SearchSpace, form: str | None) -> Iterator[str]:
+    """The types that were asked for and that no matrix can have."""
+    if bits is None:
+        return
+    kept = {level.bits for levels in space.levels for level in levels}
+    missing = [kind.name for kind in bits.coarser if kind.name not in kept]
+    if missing:
+        where = f" in format '{form}'" if form else ""
+        yield f"space.bits: {', '.join(missing)}: no matrix can have such a type{where}"
 
 
 def unpacked(config: ModelConfig, weight_bytes: int) -> Iterator[str]:

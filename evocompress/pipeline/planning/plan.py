@@ -20,6 +20,7 @@ from evocompress.pipeline.planning.forewarning import (
     chosen_form,
     foretold_healing,
     left_of_blocks,
+    missing_types,
     short_healings,
     typed_healing,
     unpacked,
@@ -115,6 +116,7 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device, processes:
         *([f"heal: what each of {processes} processes takes."] if processes > 1 else []),
         *left_of_blocks(run.context.untimed_space, timed=False),
         *chosen_form(config.space.fits, run.context.form),
+        *missing_types(config.space.bits, run.context.untimed_space, run.context.form),
         *unpacked(config.model, run.weight_bytes),
         *typed_healing(run.context.untimed_space),
         *short_healings(config.search.heal_last, heal, run.length),
@@ -136,6 +138,7 @@ def preflight(context: RunContext) -> Iterator[str]:
     yield from _advice(run, stages, "this machine", _there_is(context, device))
     yield from left_of_blocks(context.space)
     yield from chosen_form(context.config.space.fits, context.form)
+    yield from missing_types(context.config.space.bits, context.space, context.form)
     yield from unpacked(context.config.model, run.weight_bytes)
 
 

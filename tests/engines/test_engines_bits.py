@@ -1,0 +1,155 @@
+"""Matrices of groups in vLLM, which computes them in half precision; `make engines` installs it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from evocompress.compression.library import build_library
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import LibraryConfig
+from evocompress.core.errors import RunError
+from evocompress.core.types import DENSE, DROP, Candidate, Level
+from evocompress.export import choose_for, materialize
+from evocompress.export.formats import type_rules_of
+from evocompress.models.loading import LoadedModel
+from evocompress.testing.engines import (
+    Generated,
+    first_difference,
+    generate_from_each,
+    greedy_tokens,
+    why_missing,
+)
+from evocompress.testing.formats import LevelsByEnd, candidate_of
+from evocompress.testing.tiny import windowless
+
+pytestmark = pytest.mark.engines
+
+FORMAT = "compressed-tensors-vllm"
+
+PROMPTS = [
+    torch.randint(1, 240, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    for length in (3, 8, 17, 32)
+]
+
+UNEVEN: LevelsByEnd = {
+    "0.mlp": Level(channels=96),
+    "1.mlp": DROP,
+    "2.attention": Level(kv_groups=1, group_heads=2),
+    "3.attention": DROP,
+}
+
+WITHOUT_KERNEL = "Failed to find a kernel that can implement the WNA16 linear layer"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return windowless("llama", layers=4, hidden=256)
+
+
+def typed(loaded: LoadedModel, levels: LevelsByEnd, kinds: tuple[str, ...]) -> Candidate:
+    """All matrices that are left in types, those of one tensor in one."""
+    named = candidate_of(loaded, levels).by_name
+    gone = tuple(name for name, level in named.items() if level.drop)
+    units = loaded.family.units(loaded.model)
+    rules = type_rules_of(FORMAT, loaded, uneven=True)
+    matrices = [
+        unit.name
+        for unit in units
+        if unit.kind == "matrix" and unit.parent not in gone and unit.name not in rules.untyped
+    ]
+    words = [rules.tied.get(name, name) for name in matrices]
+    order = list(dict.fromkeys(words))
+    pairs = zip(matrices, words, strict=True)
+    bits = {name: Level(bits=kinds[order.index(word) % len(kinds)]) for name, word in pairs}
+    return Candidate(tuple(sorted({**named, **bits}.items())))
+
+
+def library_of(loaded: LoadedModel, candidate: Candidate, folder: Path):
+    wanted = {name: [DENSE, level] for name, level in candidate.levels if not level.drop}
+    tokens = torch.randint(1, 250, (8, 32), generator=torch.Generator().manual_seed(0))
+    config = LibraryConfig(width_criterion="magnitude")
+    return build_library(loaded, wanted, tokens, "tokens", config, folder, batch=4)
+
+
+@torch.no_grad()
+def half_error(loaded: LoadedModel) -> float:
+    """How far float16 takes the logits of the model as it is from those of float32."""
+    half = copy.deepcopy(loaded.model).half()
+    ids = [torch.tensor([prompt]) for prompt in PROMPTS]
+    pairs = [(half(one).logits.float(), loaded.model(one).logits) for one in ids]
+    return max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
+
+
+CASES: dict[str, tuple[LevelsByEnd, tuple[str, ...]]] = {
+    "even": ({}, ("w4g32", "w4g64", "w4g128")),
+    "uneven": (UNEVEN, ("w4g32",)),
+    "eight": ({}, ("w8g32",)),
+}
+
+
+@pytest.fixture(scope="module")
+def made(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory):
+    """For each case a candidate, its library and its checkpoint for vLLM."""
+    found = {}
+    for name, (levels, kinds) in CASES.items():
+        folder = tmp_path_factory.mktemp(name)
+        candidate = typed(loaded, levels, kinds)
+        library = library_of(loaded, candidate, folder / "library")
+        choice = choose_for(loaded, candidate, "vllm")
+        assert choice.name == FORMAT and "run by" in choice.reason
+        out = materialize(loaded, library, candidate, folder / "out", format=choice.name)
+        found[name] = candidate, library, out
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_vllm(made) -> dict[str, Generated | RunError]:
+    if reason := why_missing("vllm"):
+        pytest.skip(reason)
+    if "avx512f" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("vllm: its kernel for 4 bits on a CPU needs AVX-512")
+    folders = [out for *_, out in made.values()]
+    found = generate_from_each("vllm", folders, PROMPTS, dtype="float16")
+    return dict(zip(made, found, strict=True))
+
+
+@pytest.mark.parametrize("case", ["even", "uneven"])
+def test_vllm_generates_the_tokens_of_the_candidate(loaded, made, in_vllm, case) -> None:
+    found = in_vllm[case]
+    if isinstance(found, RunError):
+        raise found
+    candidate, library, _ = made[case]
+    dense = [greedy_tokens(loaded.model, prompt) for prompt in PROMPTS]
+    assert found.tokens != dense
+    with LiveModel(loaded, library) as live:
+        live.apply(candidate)
+        close = 2 * half_error(loaded)
+        for prompt, theirs in zip(PROMPTS, found.tokens, strict=True):
+            ours = greedy_tokens(loaded.model, prompt, len(theirs))
+            line = first_difference(loaded.model, prompt, ours, theirs, close)
+            if line is not None:
+                print(line, close)
+                assert line.startswith("close"), line
+
+
+def test_vllm_has_no_kernel_for_eight_bits_on_a_cpu(in_vllm) -> None:
+    found = in_vllm["eight"]
+    assert isinstance(found, RunError) and WITHOUT_KERNEL in str(found)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_generates_the_tokens_of_the_candidate(loaded, made, case) -> None:
+    pytest.importorskip("compressed_tensors")
+    candidate, library, out = made[case]
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    with LiveModel(loaded, library) as live:
+        live.apply(candidate)
+        for prompt in PROMPTS:
+            ours, theirs = (greedy_tokens(one, prompt) for one in (loaded.model, model))
+            line = first_difference(loaded.model, prompt, ours, theirs)
+            assert line is None or line.startswith("close"), line
