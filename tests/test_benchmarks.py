@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from evocompress.core.files import read_json
+from evocompress.testing.engines import why_missing
 from evocompress.testing.tiny import tiny_loaded
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -81,6 +82,12 @@ FIGURES = {
     "digits": [
         *("dense_accuracy", "searched_accuracy", "healed_accuracy", "flops", "front_points"),
     ],
+    "gguf_engine": [
+        *("auto_mib", "mix_mib", "llama_cpp_mib", "llama_cpp_imatrix_mib", "dense_mib"),
+        *("auto_kl", "mix_kl", "llama_cpp_kl", "llama_cpp_imatrix_kl", "auto_torch_kl"),
+        *("engine_kl_error", "engine_kl_allowed", "vs_default_mix_kl_ratio"),
+        *("auto_prefill_tokens_per_second", "auto_generation_tokens_per_second"),
+    ],
     "healing_cost": ["healing_s", "bare_s", "ratio", "ratio_low", "ratio_high"],
     "healing": [
         f"{setting}_{key}"
@@ -125,6 +132,9 @@ QUICK = ("first_ask", "journal", "proxy")
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in FIGURES]
 )
 def test_quick_run_prints_and_writes_the_figures(name, tmp_path):
+    missing = why_missing("llama.cpp") if name == "gguf_engine" else None
+    if missing is not None:
+        pytest.skip(missing)
     file = tmp_path / "figures.json"
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

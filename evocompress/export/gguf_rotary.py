@@ -43,12 +43,13 @@ def frequencies(model: PreTrainedModel) -> dict[str, Tensor]:
 def factors(model: PreTrainedModel) -> Tensor | None:
     """By what the frequencies of all layers are divided (R / 2,); ``None`` where by nothing.
 
-    Of Gemma 4 they are those of layers without a window, which turn a part of a head and divide the
-    other frequencies by a large number. llama.cpp computes those of YaRN itself.
+    An outline of a model, which has no numbers, tells of none either. Of Gemma 4 they are those of
+    layers without a window, which turn a part of a head and divide the other frequencies by a large
+    number. llama.cpp computes those of YaRN itself.
     """
     own, settings = frequencies(model), rotary_kinds(model.config)
     kind = "" if "" in own else "full_attention"
-    if kind not in own or scaling_of(settings[kind]) == "yarn":
+    if kind not in own or own[kind].is_meta or scaling_of(settings[kind]) == "yarn":
         return None
     found = (plain(len(own[kind]), settings[kind]) / own[kind].cpu()).clamp(max=NEVER)
     usual = torch.allclose(found, torch.ones_like(found))

@@ -171,7 +171,9 @@ def llama_cpp_compare(
     repeats: int = 3,
     threads: int = 1,
 ) -> dict[str, Any]:
-    """GGUF files against a reference by llama.cpp's own logits; see `llama_cpp_runner.compare`.
+    """GGUF files against a reference by llama.cpp's own logits.
+
+    The answer is that of `evocompress.testing.llama_cpp_runner.compare_files`.
 
     Raises:
         RunError: llama.cpp does not run one.

@@ -23,9 +23,9 @@ ROWS = 64
 def quantize(request: dict[str, Any]) -> str:
     """Makes files of mixes, as ``llama-quantize`` does.
 
-    The request: ``source``, a file; ``targets``, {llama.cpp's name of a mix: a file}; ``embeddings``,
-    a type for embedding and head, or null for the mix's own; ``importance``, {tensor: a number for
-    each of its inputs} or null.
+    The request: ``source``, a file; ``targets``, {llama.cpp's name of a mix: a file};
+    ``embeddings``, a type for embedding and head, or null for the mix's own; ``importance``,
+    {tensor: a number for each of its inputs} or null.
     """
     import llama_cpp  # type: ignore[import-not-found]
 
@@ -58,7 +58,7 @@ def quantize(request: dict[str, Any]) -> str:
     return version("llama-cpp-python")
 
 
-def compare(request: dict[str, Any]) -> dict[str, Any]:
+def compare_files(request: dict[str, Any]) -> dict[str, Any]:
     """Compares files with a reference by their logits, and times them in turns.
 
     The request: ``reference`` and ``files``; ``sequences``, lists of token ids; ``new_tokens``,
@@ -132,7 +132,7 @@ def _seconds(engine: Any, prompt: list[int], new_tokens: int) -> float:
     return time.perf_counter() - start
 
 
-COMMANDS = {"quantize": quantize, "compare": compare}
+COMMANDS = {"quantize": quantize, "compare": compare_files}
 
 if __name__ == "__main__":
     print(json.dumps(COMMANDS[sys.argv[1]](json.load(sys.stdin))))

@@ -15,6 +15,7 @@ from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import materialize
 from evocompress.export.formats import type_rules_of
 from evocompress.models.loading import load
+from evocompress.pipeline.planning.outline import outline
 from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
@@ -170,6 +171,14 @@ def test_what_a_file_holds_in_another_form_has_no_type():
     assert rules[1].untyped == {
         unit.name for unit in matrices(tiny_loaded("granite")) if unit.role.endswith("q_proj")
     }
+
+
+def test_an_outline_of_a_checkpoint_has_the_rules_of_the_model(tmp_path):
+    path = str(tiny_checkpoint(tmp_path / "model", "llama"))
+    found = [
+        type_rules_of("gguf", loaded, uneven=True) for loaded in (outline(path, "auto"), load(path))
+    ]
+    assert found[0] == found[1]
 
 
 def test_other_formats_hold_the_rounded_weights(tmp_path):

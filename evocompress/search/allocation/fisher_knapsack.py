@@ -20,8 +20,8 @@ class FisherKnapsack(GeneratorSearcher):
 
     The gradients are those of the log-likelihood of tokens that the dense model draws, so this is
     the quadratic form of its Fisher information for every change alone. Allocators of bits use it
-    with a diagonal, as PrismaQuant, or with the first-order term alone, as the gradient score of
-    AutoQuantize.
+    with a diagonal, as PrismaQuant, or without the products of different tokens and outputs, as the
+    gradient score of AutoQuantize.
 
     ```yaml
     space: {sparsity: {match: ['*.o_proj'], target: 0.5, levels: 3}}

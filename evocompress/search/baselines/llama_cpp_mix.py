@@ -82,21 +82,20 @@ class LlamaCppMix(GeneratorSearcher):
             if not self.space.feasible(genome[None])[0]:
                 raise ConfigError(f"search.mix: {mix} takes {self._excess(genome)}")
             return genome
-        found, reasons = [], []
+        found, large, lacking = [], [], []
         for name in MIXES:
             try:
                 genome = self.genome_of(name)
             except ConfigError as error:
-                reasons.append(str(error))
+                lacking.append(str(error))
                 continue
             if self.space.feasible(genome[None])[0]:
                 found.append(genome)
             else:
-                reasons.append(f"{name} takes {self._excess(genome)}")
+                large.append(f"{name} takes {self._excess(genome)}")
         if not found:
-            raise ConfigError(
-                f"search.name: llama_cpp_mix has no mix for this space; {reasons[-1]}"
-            )
+            reason = (large[-1:] or lacking)[0]
+            raise ConfigError(f"search.name: llama_cpp_mix has no mix for this space; {reason}")
         usage = self.space.budget_usage(np.stack(found)).max(axis=1)
         return found[int(usage.argmax())]
 

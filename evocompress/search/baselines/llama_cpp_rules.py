@@ -1,8 +1,8 @@
 """What llama.cpp's quantization mixes say of each matrix, as a table of roles.
 
-The rules are those of ``llama_tensor_get_type`` in llama.cpp's ``src/llama-quant.cpp``. Left out are
-mixes that llama.cpp makes only with an importance matrix (its IQ1, IQ2 and the smaller IQ3), and
-what it does otherwise for Falcon.
+The rules are those of ``llama_tensor_get_type`` in llama.cpp's ``src/llama-quant.cpp``. Left out
+are mixes that llama.cpp makes only with an importance matrix (its IQ1, IQ2 and the smaller IQ3),
+and what it does otherwise for Falcon.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEEP = 80
 
 
 @dataclass(frozen=True)
-class Place:
+class MatrixPlace:
     """Where a matrix stands.
 
     Attributes:
@@ -58,7 +58,7 @@ class Place:
         return self.early or late or (self.index - eighth) % 3 == 2
 
 
-WHERE: Mapping[str, Callable[[Place], bool]] = {
+WHERE: Mapping[str, Callable[[MatrixPlace], bool]] = {
     "everywhere": lambda place: True,
     "first two": lambda place: place.index < 2,
     "first four": lambda place: place.index < 4,
@@ -185,13 +185,15 @@ def mix_types(mix: str, units: Sequence[Unit], *, imatrix: bool) -> dict[str, st
         role = roles[unit.name]
         index = unit.block if experts > 1 and role == "down" else seen[role]
         count = values if role == "value" else blocks
-        place = Place(index, count, queries, experts, imatrix)
+        place = MatrixPlace(index, count, queries, experts, imatrix)
         seen[role] += 1
         found[unit.name] = _fitting(_chosen(base, rules, role, place, blocks), unit, mix)
     return found
 
 
-def _chosen(base: str, rules: Iterable[Rule], role: TensorRole, place: Place, blocks: int) -> str:
+def _chosen(
+    base: str, rules: Iterable[Rule], role: TensorRole, place: MatrixPlace, blocks: int
+) -> str:
     """The type before the length of the rows is looked at."""
     if place.experts == MANY and role in ("value", "key"):
         return "q8_0"
@@ -229,17 +231,15 @@ def _role(unit: Unit, tree: UnitTree) -> TensorRole:
     return "key" if unit.rows == ("key",) else "other"
 
 
-def _check_known(
-    matrices: Sequence[Unit], roles: Mapping[str, TensorRole], tree: UnitTree
-) -> None:
+def _check_known(matrices: Sequence[Unit], roles: Mapping[str, TensorRole], tree: UnitTree) -> None:
     """Refuses a model with a sub-layer of which no matrix is known to be the last one."""
     found = {tree.sublayer(unit).name: unit.name for unit in matrices}
     known = {tree.sublayer(u).name for u in matrices if roles[u.name] in ("output", "down")}
     for sublayer, matrix in found.items():
         if sublayer not in known:
             raise ConfigError(
-                f"search.name: llama_cpp_mix chooses types by the roles of matrices, and knows none "
-                f"of '{matrix}' and the others of its sub-layer"
+                f"search.name: llama_cpp_mix chooses types by the roles of matrices, and knows "
+                f"none of '{matrix}' and the others of its sub-layer"
             )
 
 
