@@ -40,6 +40,10 @@ FIGURES = {
         *("window_workload", "vs_published_recipe", "swap_ms_per_100", "cost_10k_ms"),
         *("overhead_fraction", "sweeps_vs_per_level", "library_vs_per_level"),
     ],
+    "memory": [
+        *("transformers_dense_mib", "transformers_all_predicted_mib", "memory_error"),
+        "transformers_memory_error",
+    ],
     "first_ask": ["genes", "random_s", "nsga2_s"],
     "search_overhead": ["genes", "swap_ms", "exchange_ms", "joint_ms", "candidate_ms", "hash_us"],
     "plan": ["plan_time_error", "plan_memory_error", "plan_disk_error"],

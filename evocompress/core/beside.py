@@ -56,7 +56,11 @@ class Beside:
         own = self.once + self.token * length + within
         return own + self.chunk * chunks + self.squared * chunks**2
 
-    def cached(self, seen: int, itemsize: int) -> int:
-        """Bytes that are kept where `seen` tokens can be seen, with weights of `itemsize` bytes."""
+    def cached(self, seen: int, itemsize: float, of_state: float | None = None) -> float:
+        """Bytes that are kept where `seen` tokens can be seen, in numbers of `itemsize` bytes.
+
+        Those of a state may have another size.
+        """
         own = self.state_bytes + self.kept_bytes * seen
-        return own + itemsize * (self.state + self.kept * seen)
+        state = self.state * (itemsize if of_state is None else of_state)
+        return own + state + itemsize * self.kept * seen

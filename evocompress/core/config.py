@@ -29,6 +29,7 @@ from evocompress.core.heal_config import HealConfig, HealLastConfig
 from evocompress.core.space_config import (
     BitsSpace,
     DropSpace,
+    MemoryConfig,
     SpaceConfig,
     SparsitySpace,
     WidthSpace,
@@ -43,6 +44,7 @@ __all__ = [
     "HealLastConfig",
     "LatencyConfig",
     "LibraryConfig",
+    "MemoryConfig",
     "ModelConfig",
     "ProxyConfig",
     "RayConfig",

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    ByteSize,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from evocompress.core.errors import ConfigError
-from evocompress.core.fields import Globs, Number, Positive, Strict, Whole
+from evocompress.core.fields import Globs, Number, Positive, Size, Strict, Whole
 from evocompress.core.storage import GGUF, GROUPS, HALVES, Lane, StorageType, storage_type
 
 FITTING: dict[Lane, tuple[str, ...]] = {
@@ -189,6 +196,58 @@ class BitsSpace(Strict):
         return (UNCHANGED, *named) if UNCHANGED in types else named
 
 
+Engine = Literal["llama.cpp", "transformers"]
+"""A program whose memory can be told."""
+
+SIZES = ("weight_bytes", "kv_bytes", "memory")
+"""The costs in bytes, whose bounds may have a unit."""
+
+
+def _in_bytes(name: str, bound: Any) -> Any:
+    """A bound of a cost, one such as ``2GiB`` in bytes."""
+    if not isinstance(bound, str) or re.fullmatch(r"[\d.eE+-]+", bound.strip()):
+        return bound
+    if name not in SIZES:
+        raise ValueError(f"{name} is no size in bytes: '{bound}' must be a number")
+    try:
+        return int(_SIZE.validate_python(bound))
+    except ValidationError:
+        raise ValueError(
+            f"{name}: '{bound}' is no size: give bytes, a fraction, or a unit as in 2GiB or 500MB"
+        ) from None
+
+
+_SIZE = TypeAdapter(ByteSize)
+
+
+class MemoryConfig(Strict):
+    """How the model is to be served, for the cost ``memory``.
+
+    Attributes:
+        context: Tokens of each sequence, those that are generated among them.
+        batch: Sequences at a time.
+        engine: ``llama.cpp`` or ``transformers``; ``auto`` is llama.cpp where `SpaceConfig.fits`
+            names it or its format, or where `SpaceConfig.bits` has its types.
+        cache: Type of llama.cpp's keys and values, as of ``--cache-type-k`` and ``--cache-type-v``;
+            in transformers they have the model's own.
+
+    Examples:
+        >>> MemoryConfig(context=4096).batch
+        1
+    """
+
+    context: Positive
+    batch: Size = 1
+    engine: Engine | Literal["auto"] = "auto"
+    cache: Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"] = "f16"
+
+    @model_validator(mode="after")
+    def _cache_of_llama(self) -> MemoryConfig:
+        if self.engine == "transformers" and "cache" in self.model_fields_set:
+            raise ValueError("cache is a setting of llama.cpp: leave it out, or the engine")
+        return self
+
+
 class SpaceConfig(Strict):
     """What may be compressed and within which budget.
 
@@ -199,7 +258,8 @@ class SpaceConfig(Strict):
         bits: Coarser types of stored weights.
         budget: Upper bounds {cost name: bound}; a bound of at most 1 is always a fraction of
             the dense model, a larger one is absolute: a latency of under a second is given as
-            a fraction. See `evocompress.space.costs.COSTS`.
+            a fraction. Bytes may have a unit: ``2GiB``. See `evocompress.space.costs.COSTS`.
+        memory: How the model is served; adds the cost ``memory``.
         fits: A checkpoint format, a key of `evocompress.export.FORMATS`, or a program, a key of
             `evocompress.export.PROGRAMS`, that every candidate must be written in or loaded by.
 
@@ -213,7 +273,32 @@ class SpaceConfig(Strict):
     drop: DropSpace | None = None
     bits: BitsSpace | None = None
     budget: dict[str, Annotated[Number, Field(gt=0, le=1e18)]] = {}
+    memory: MemoryConfig | None = None
     fits: str | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The program whose memory counts."""
+        named = self.memory.engine if self.memory else "auto"
+        if named != "auto":
+            return named
+        stored = self.bits is not None and self.bits.lane == GGUF
+        return "llama.cpp" if stored or self.fits in FITTING[GGUF] else "transformers"
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _sizes(cls, budget: Any) -> Any:
+        if not isinstance(budget, dict):
+            return budget
+        return {name: _in_bytes(name, bound) for name, bound in budget.items()}
+
+    @model_validator(mode="after")
+    def _memory_of_something(self) -> SpaceConfig:
+        if "memory" in self.budget and self.memory is None:
+            raise ValueError(
+                "budget.memory is told at a context: give space.memory={context: 4096}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_the_lane(self) -> SpaceConfig:

@@ -34,6 +34,7 @@ COST_NAMES = {
     "decode_flops": "FLOPs of a decoded token",
     "weight_bytes": "weight bytes",
     "kv_bytes": "KV-cache bytes",
+    "memory": "memory",
     "latency": "latency of a prefill",
     "decode_latency": "latency of a decoded token",
 }

@@ -17,7 +17,16 @@ from evocompress.core.config_file import nearest
 from evocompress.core.errors import BudgetError, ConfigError
 from evocompress.core.storage import stored_bits
 from evocompress.core.types import Level, Unit
-from evocompress.space.costs import CACHED, COSTS, OPERATIONS, ROUTED, TIMED, TYPED, CostModel
+from evocompress.space.costs import (
+    CACHED,
+    COSTS,
+    OPERATIONS,
+    ROUTED,
+    SERVED,
+    TIMED,
+    TYPED,
+    CostModel,
+)
 from evocompress.space.space import TOLERANCE, SearchSpace
 
 
@@ -35,6 +44,10 @@ def check_cost(name: str, model: CostModel, key: str) -> None:
         raise ConfigError(
             f"{key}: '{name}' is a cost of decoding with a key-value cache, which this model does "
             f"not have; choose from {known}"
+        )
+    if name in SERVED:
+        raise ConfigError(
+            f"{key}: '{name}' is told at a context: give space.memory={{context: 4096}}"
         )
     if name in TYPED:
         raise ConfigError(
@@ -132,15 +145,12 @@ def check_reachable(space: SearchSpace) -> None:
     lowest = minimal_genomes(space)
     if space.feasible(lowest).any():
         return
-    most, least = space.costs(np.zeros_like(lowest[:1])), space.costs(lowest)
-    dense = space.cost_model.dense()
+    least = space.costs(lowest)
     for name, bound in space.budget.items():
         if least[name].min() > bound * (1 + TOLERANCE):
             raise BudgetError(
-                f"space.budget.{name}: {_amount(bound, dense[name])} cannot be reached; this "
-                f"space spans {_amount(least[name].min(), dense[name])} to "
-                f"{_amount(most[name].item(), dense[name])}: "
-                "raise the bound or let the space compress more"
+                _spanned(space, name, "cannot be reached")
+                + ": raise the bound or let the space compress more"
             )
     raise BudgetError(
         f"space.budget: each of {', '.join(space.budget)} can be reached, but not together: "
@@ -148,10 +158,30 @@ def check_reachable(space: SearchSpace) -> None:
     )
 
 
-def _amount(value: float, dense: float) -> str:
+def check_binding(space: SearchSpace) -> None:
+    """Refuse a budget of memory that every candidate meets: then nothing has to be compressed."""
+    most = space.costs(np.zeros_like(space.encoding.default[None]))
+    if all(name in SERVED and bound > most[name].item() for name, bound in space.budget.items()):
+        name = next(iter(space.budget))
+        raise BudgetError(_spanned(space, name, "is met by every candidate") + ": lower the bound")
+
+
+def _spanned(space: SearchSpace, name: str, wrong: str) -> str:
+    """What is wrong with a bound, and what the space spans."""
+    lowest = minimal_genomes(space)
+    least, most = space.costs(lowest)[name].min(), space.costs(np.zeros_like(lowest[:1]))[name]
+    dense = space.cost_model.dense()[name]
+    bound, low, high = (
+        _amount(name, value, dense) for value in (space.budget[name], least, most.item())
+    )
+    return f"space.budget.{name}: {bound} {wrong}; this space spans {low} to {high}"
+
+
+def _amount(name: str, value: float, dense: float) -> str:
     """A cost and its share of the dense model's, which is not shown as zero unless it is."""
+    amount = f"{value / 2**20:,.1f} MiB" if name in SERVED else f"{value:.5g}"
     if not dense:
-        return f"{value:.5g}"
+        return amount
     share = value / dense
     shown = f"{100 * share:.2g}%" if 0 < share < 0.001 else f"{share:.1%}"
-    return f"{value:.5g} ({shown} of dense)"
+    return f"{amount} ({shown} of dense)"

@@ -10,11 +10,12 @@ import numpy as np
 from evocompress.core.canonical import SUBLAYERS, unlike_blocks
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
+from evocompress.core.storage import GGUF
 from evocompress.core.types import DENSE, DROP, Architecture, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.space import budget as budgets
 from evocompress.space.bits import stored_levels
-from evocompress.space.costs import LatencyTable, cost_model
+from evocompress.space.costs import LatencyTable, Serving, cost_model
 from evocompress.space.encoding import Encoding
 from evocompress.space.format_constraint import Obstacle, fitting, with_types
 from evocompress.space.levels import (
@@ -74,16 +75,36 @@ def build_space(
         what = f"space.fits: format '{config.fits}'"
         genes = with_types(fitting(genes, obstacle, what), genes, obstacle, what)
     typed = config.bits is not None
-    model = cost_model(units, architecture, length=length, latency=latency, typed=typed)
+    model = cost_model(
+        units,
+        architecture,
+        length=length,
+        latency=latency,
+        typed=typed,
+        serving=_serving(config),
+    )
     matrices = {unit.name: genes.levels[gene] for unit, gene in zip(*genes.stored, strict=True)}
     table = model.table(genes.part_levels, matrices)
     space = SearchSpace(genes, model, table, budgets.resolve(config.budget, model))
     if config.budget:
         budgets.check_reachable(space)
+        budgets.check_binding(space)
     elif config.sparsity and not (config.width or config.drop or config.bits):
         nonzeros = space.costs(genes.default[None])["matrix_nonzeros"].item()
         return replace(space, budget={"matrix_nonzeros": nonzeros})
     return space
+
+
+def _serving(config: SpaceConfig) -> Serving | None:
+    """How the model is served, if the configuration says so.
+
+    transformers unpacks compressed-tensors before the first pass, and holds no type of llama.cpp.
+    """
+    asked, engine = config.memory, config.engine
+    if asked is None:
+        return None
+    typed = engine == "llama.cpp" and config.bits is not None and config.bits.lane == GGUF
+    return Serving(engine, asked.context, asked.batch, asked.cache, typed)
 
 
 def _genes(

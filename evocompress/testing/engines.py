@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel
 from evocompress.core.errors import RunError
 
 RUNNER = Path(__file__).with_name("engine_runner.py")
+
+MEMORY_RUNNER = RUNNER.with_name("memory_runner.py")
 
 READER = RUNNER.with_name("transformers4_runner.py")
 
@@ -192,6 +195,23 @@ def llama_cpp_compare(
 
 def _engines_python() -> Path:
     return (engines_folder() / "bin" / "python").absolute()
+
+
+def resident_bytes(
+    program: str, tiny: Path, checkpoint: Path, *, context: int, batch: int = 1, threads: int = 1
+) -> int:
+    """Memory that llama.cpp or transformers takes to generate at the end of a context.
+
+    See `evocompress.testing.memory_runner`; `tiny` is a small checkpoint that is run before.
+
+    Raises:
+        RunError: It failed; with the end of what it said.
+    """
+    engine = engines_folder() / "bin" / "python" if program == "llama.cpp" else Path(sys.executable)
+    request = {"context": context, "batch": batch, "threads": threads}
+    command: list[str | Path] = [engine.absolute(), "-P", MEMORY_RUNNER, program, tiny, checkpoint]
+    answer: dict[str, int] = _run(command, request)
+    return answer["bytes"]
 
 
 def _answers(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from evocompress.core.config import HealConfig, HealLastConfig, ModelConfig
+from evocompress.core.config import HealConfig, HealLastConfig, ModelConfig, SpaceConfig
 from evocompress.core.files import read_json
 from evocompress.core.space_config import BitsSpace
 from evocompress.healing.cycles import tokens_that_pay
 from evocompress.healing.law import HealingLaw
 from evocompress.models.checkpoints import GGUF
 from evocompress.pipeline.run_folder import RunFolder
-from evocompress.space.costs import TIMED
+from evocompress.space.costs import SERVED, TIMED
 from evocompress.space.space import SearchSpace
 
 OUTSIDE = 0.1
@@ -38,9 +38,26 @@ def left_of_blocks(space: SearchSpace, *, timed: bool = True) -> Iterator[str]:
         warning = "warning: " if left < 0.5 else ""
         yield (
             f"{warning}space.budget.{name}: {outside / dense[name]:.1%} of it is outside the "
-            f"blocks (embedding, head), so {bound / dense[name]:.1%} of the whole leaves "
-            f"{left:.1%} of the blocks{_instead(name, left)}"
+            f"blocks (embedding, head{', buffers' * (name in SERVED)}), so "
+            f"{bound / dense[name]:.1%} of the whole leaves {left:.1%} of the blocks"
+            f"{_instead(name, left)}"
         )
+
+
+def served(config: SpaceConfig, space: SearchSpace) -> Iterator[str]:
+    """What serving the dense model takes as the run says, and the bound."""
+    if config.memory is None:
+        return
+    costs, dense = space.cost_model.costs, space.cost_model.dense()
+    weights, own = dense["weight_bytes"], costs["memory"].base - costs["weight_bytes"].base
+    bound = space.budget.get("memory")
+    batch = f", batch {config.memory.batch}" if config.memory.batch > 1 else ""
+    yield (
+        f"space.memory: {config.engine} takes {dense['memory'] / MIB:,.1f} MiB for the dense model "
+        f"at {config.memory.context:,} tokens{batch}: {weights / MIB:,.1f} of weights, "
+        f"{(dense['memory'] - weights - own) / MIB:,.1f} of cache and {own / MIB:,.1f} of its own"
+        f"{'' if bound is None else f'; the bound is {bound / MIB:,.1f} MiB'}"
+    )
 
 
 def _instead(name: str, left: float) -> str:

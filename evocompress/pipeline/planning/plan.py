@@ -21,6 +21,7 @@ from evocompress.pipeline.planning.forewarning import (
     foretold_healing,
     left_of_blocks,
     missing_types,
+    served,
     short_healings,
     typed_healing,
     unpacked,
@@ -115,6 +116,7 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device, processes:
     notes = (
         *([f"heal: what each of {processes} processes takes."] if processes > 1 else []),
         *left_of_blocks(run.context.untimed_space, timed=False),
+        *served(config.space, run.context.untimed_space),
         *chosen_form(config.space.fits, run.context.form),
         *missing_types(config.space.bits, run.context.untimed_space, run.context.form),
         *unpacked(config.model, run.weight_bytes),
@@ -137,6 +139,7 @@ def preflight(context: RunContext) -> Iterator[str]:
     yield f"needs up to {memory / GIB:,.1f} GiB of memory and {disk / GIB:,.1f} GiB of disk"
     yield from _advice(run, stages, "this machine", _there_is(context, device))
     yield from left_of_blocks(context.space)
+    yield from served(context.config.space, context.space)
     yield from chosen_form(context.config.space.fits, context.form)
     yield from missing_types(context.config.space.bits, context.space, context.form)
     yield from unpacked(context.config.model, run.weight_bytes)

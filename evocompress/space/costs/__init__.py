@@ -13,6 +13,7 @@ from evocompress.space.costs.counted import (
     typed_costs,
 )
 from evocompress.space.costs.latency import LatencyTable
+from evocompress.space.costs.memory import Serving, memory_cost
 from evocompress.space.costs.model import Cost, CostModel, CostTable
 from evocompress.space.costs.sublayers import Left, Part, cost_parts, level_of
 from evocompress.space.costs.timing import TIMED, amount_text, timing_costs
@@ -23,6 +24,7 @@ __all__ = [
     "DEFAULT_LENGTH",
     "OPERATIONS",
     "ROUTED",
+    "SERVED",
     "TIMED",
     "TYPED",
     "Cost",
@@ -31,6 +33,7 @@ __all__ = [
     "LatencyTable",
     "Left",
     "Part",
+    "Serving",
     "amount_text",
     "cost_model",
     "level_of",
@@ -51,12 +54,13 @@ COSTS: dict[str, str] = {
     "weight_bytes": "bytes of all weights: tied weights once, zeros counted, in their types",
     "bits_per_weight": "bits of the blocks' matrices for each weight that they have when dense",
     "kv_bytes": "bytes of the cache of one sequence: keys, values, states",
+    "memory": "bytes of a served model: weights, a full cache, and the program's buffers",
     "latency": "seconds of a prefill, from a table measured by `evocompress profile`",
     "decode_latency": "seconds of a decoding step of decode[0] sequences, same table",
 }
 
 
-CACHED = ("decode_flops", "kv_bytes", "decode_latency")
+CACHED = ("decode_flops", "kv_bytes", "memory", "decode_latency")
 """The costs that only a model with a key-value cache has: a causal one."""
 
 OPERATIONS = ("flops", "decode_flops")
@@ -64,6 +68,9 @@ OPERATIONS = ("flops", "decode_flops")
 
 TYPED = ("bits_per_weight",)
 """The costs that only a space with types of stored weights has."""
+
+SERVED = ("memory",)
+"""The costs that depend on how the model is served."""
 
 ROUTED = ("active_params",)
 """The costs that only a mixture of experts has; elsewhere a token uses all parameters."""
@@ -76,6 +83,7 @@ def cost_model(
     length: int | None = None,
     latency: LatencyTable | None = None,
     typed: bool = False,
+    serving: Serving | None = None,
 ) -> CostModel:
     """The costs of every candidate of a model.
 
@@ -88,9 +96,11 @@ def cost_model(
         latency: Adds the costs ``latency`` and ``decode_latency``, which a mixture of experts
             does not have.
         typed: Adds the costs of types of stored weights.
+        serving: Adds the cost ``memory``.
 
     Raises:
-        ConfigError: `length` is not between 1 and the model's context.
+        ConfigError: `length` is not between 1 and the model's context, or the model cannot be
+            served as `serving` says.
     """
     if length is None:
         length = architecture.tokens or min(DEFAULT_LENGTH, architecture.context)
@@ -106,6 +116,8 @@ def cost_model(
         | (timing_costs(latency) if latency and not architecture.experts else {})
         | (typed_costs(parts, architecture) if typed else {})
     )
+    if serving is not None:
+        costs["memory"] = memory_cost(costs["weight_bytes"], parts, architecture, serving)
     known = COSTS if architecture.causal else [name for name in COSTS if name not in CACHED]
     ordered = {name: costs[name] for name in known if name in costs}
     return CostModel(parts, ordered, length, architecture.uncounted, architecture.dtype_bytes)

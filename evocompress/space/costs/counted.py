@@ -56,15 +56,7 @@ def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         return size * parameters(part, left)
 
     def cache(part: Part, left: Left) -> float:
-        """Keys and values of an attention, or the state of what mixes tokens in another way.
-
-        Those that a block reads of another one are cached once, for that.
-        """
-        tokens = min(length, part.window or length)
-        own = part.beside.cached(tokens, size)
-        heads = (left.heads if part.repeated else left.kv_heads) * part.unit.attends
-        each = tokens * (part.latent or heads * part.head_width) * size + own
-        return part.runs * each
+        return cached_bytes(part, left, min(length, part.window or length), size)
 
     return {
         "weight_bytes": Cost(
@@ -72,6 +64,25 @@ def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         ),
         "kv_bytes": Cost(0, cache, each_use=True),
     }
+
+
+def cached_bytes(
+    part: Part, left: Left, tokens: int, itemsize: float, of_state: float | None = None
+) -> float:
+    """Keys and values of an attention, or the state of what mixes tokens in another way.
+
+    Those that a block reads of another one are cached once, for that.
+
+    Args:
+        part: The sub-layer.
+        left: What is left of it.
+        tokens: That are cached.
+        itemsize: Bytes of each key's or value's number.
+        of_state: Of each number of a state; by default as many.
+    """
+    own = part.beside.cached(tokens, itemsize, of_state)
+    heads = (left.heads if part.repeated else left.kv_heads) * part.unit.attends
+    return part.runs * (tokens * (part.latent or heads * part.head_width) * itemsize + own)
 
 
 def typed_costs(parts: Sequence[Part], architecture: Architecture) -> dict[str, Cost]:

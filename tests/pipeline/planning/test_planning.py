@@ -1,6 +1,7 @@
 """Plans: amounts of work and memory against counting on a model, and what helps where they fail."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -271,6 +272,25 @@ def test_what_a_budget_leaves_of_the_blocks_is_said_beforehand():
     assert shares[0.75].startswith("warning: ") and not shares[0.9].startswith("warning: ")
     own = {"width": {"multiple_of": 8}, "drop": {}, "budget": {"body_params": 0.4}}
     assert make_plan(config(space=own), model, DEVICES["h100"]).notes == ()
+
+
+def test_what_serving_takes_is_said_beforehand():
+    served = {"context": 64, "batch": 2, "engine": "llama.cpp"}
+    space = {"drop": {}, "budget": {"memory": 0.9}, "memory": served}
+    *_, note = make_plan(config(space=space), tiny_loaded(), DEVICES["h100"]).notes
+    assert preflight(context_of(config(space=space), tiny_loaded()))
+    costs = context_of(config(space=space), tiny_loaded()).space.cost_model.dense()
+    whole, weights = costs["memory"] / 2**20, costs["weight_bytes"] / 2**20
+    found = re.fullmatch(
+        r"space.memory: llama.cpp takes ([\d.]+) MiB for the dense model at 64 tokens, batch 2: "
+        r"([\d.]+) of weights, ([\d.]+) of cache and ([\d.]+) of its own; "
+        r"the bound is ([\d.]+) MiB",
+        note,
+    )
+    told = [float(text) for text in found.groups()]
+    assert told[:2] == pytest.approx([whole, weights], abs=0.06)
+    assert sum(told[1:4]) == pytest.approx(whole, abs=0.2)
+    assert told[4] == pytest.approx(0.9 * whole, abs=0.06)
 
 
 def test_a_tenth_outside_the_blocks_is_too_little_to_name_unless_little_is_left_of_them():
