@@ -15,13 +15,14 @@ from evocompress.compression.weights import (
     form_of,
 )
 from evocompress.core.cache import Cache
-from evocompress.core.canonical import COSTED, too_few_experts
+from evocompress.core.canonical import COSTED, MATRICES, too_few_experts
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import DENSE, Candidate, Level, Unit
 from evocompress.core.widths import Widths
 from evocompress.models.families import Matrix, SubLayerName
 from evocompress.models.families.base import block_matrices
 from evocompress.models.families.branches import Attributes
+from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel
 
 GPU_SHARE = 0.3
@@ -63,14 +64,14 @@ class LiveModel:
         self.loaded = loaded
         self.library = library
         self._current = Candidate()
-        self.tree = loaded.family.units(loaded.model)
+        self.tree = every_unit(loaded.family, loaded.model)
         self.units = self.tree.by_name
         self._blocks = list(loaded.family.blocks(loaded.model))
         # Modules are looked up while all are in place: a dropped one cannot be found.
         self._modules = {
             name: loaded.model.get_submodule(name)
             for name, unit in self.units.items()
-            if unit.kind == "matrix"
+            if unit.kind in MATRICES
         }
         self._source = WeightSource(
             loaded,
@@ -112,6 +113,8 @@ class LiveModel:
         Raises:
             LibraryError: The library has no such level.
         """
+        if self.units[name].kind == "outer":
+            return self._source.whole(name, Form(level))
         ((index, _, matrix, _),) = self._within[name]
         return self._source.tensors(index, matrix, Form(level))
 
@@ -175,6 +178,8 @@ class LiveModel:
         """The new tensors of each matrix of the changed units; raises where there are none."""
         tensors: dict[str, Mapping[str, Tensor]] = {}
         for unit in changed:
+            if self.units[unit].kind == "outer":
+                tensors[unit] = self._source.whole(unit, Form(after.get(unit, DENSE)))
             for index, block, matrix, name in self._within[unit]:
                 if name not in tensors:
                     form = form_of(block, matrix, after)
@@ -197,7 +202,7 @@ class LiveModel:
             module.get_parameter("bias").data = tensors[bias]
             return
         new = tensors.get(bias)
-        if new is not None or module.bias is not None:
+        if new is not None or getattr(module, "bias", None) is not None:
             module.register_parameter(
                 "bias", None if new is None else nn.Parameter(new, requires_grad=False)
             )

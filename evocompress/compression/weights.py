@@ -107,6 +107,10 @@ class WeightSource:
             if held is None:
                 return make()
             return held.get(f"{name} {form.level.key} {form.width.key}", make, _bytes)
+        return self.whole(name, form)
+
+    def whole(self, name: str, form: Form) -> Mapping[str, Tensor]:
+        """The same of a matrix in a sub-layer of full width, or outside of the blocks, by name."""
         if form.level.dense:
             return self._own(name)
         return self.stored.get((name, form.level)) or self._sparse(name, form)

@@ -16,12 +16,16 @@ COSTED: tuple[UnitKind, ...] = (*SUBLAYERS, "expert")
 ATTENTIVE: tuple[UnitKind, ...] = ("attention", "block")
 """The kinds of units that an attention is, or is in."""
 
+MATRICES: tuple[UnitKind, ...] = ("matrix", "outer")
+"""What can have a type of stored weights: matrices of the blocks, and those outside of them."""
+
 _FIELDS: dict[UnitKind, frozenset[str]] = {
     "block": frozenset({"drop", "merge"}),
     "attention": frozenset({"drop", "kv_groups", "group_heads", "bias"}),
     "mlp": frozenset({"drop", "channels", "bias"}),
     "expert": frozenset({"drop"}),
     "matrix": frozenset({"zeros", "pattern", "bits"}),
+    "outer": frozenset({"bits"}),
 }
 
 
@@ -45,8 +49,9 @@ def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
     """
     unknown = levels.keys() - {unit.name for unit in units}
     if unknown:
+        like = next(unit.name for unit in reversed(units) if unit.kind != "outer")
         raise ConfigError(
-            f"unit '{min(unknown)}' is not in this model; its units look like '{units[-1].name}'"
+            f"unit '{min(unknown)}' is not in this model; its units look like '{like}'"
         )
     removed: set[str] = set()
     kept: dict[str, Level] = {}

@@ -24,6 +24,9 @@ FITTING: dict[Lane, tuple[str, ...]] = {
 }
 """The formats and programs that hold each lane's types."""
 
+Scope = Literal["matrices", "embeddings", "head"]
+"""What of a model may have types of its own."""
+
 UNCHANGED = "dense"
 """The type of weights that are stored as in the model."""
 
@@ -151,6 +154,8 @@ class BitsSpace(Strict):
         types: Names from `evocompress.core.storage.STORAGE`, all of llama.cpp's or all of
             groups, in any order; ``dense`` leaves a matrix in the model's own type.
         match: Globs over names of matrix units.
+        scope: ``matrices`` of the blocks, the input ``embeddings``, the output ``head``; one that
+            is the embedding is one choice with it, which either word gives.
 
     Examples:
         >>> BitsSpace(types=["w2g64", "w4g64"]).types
@@ -159,6 +164,7 @@ class BitsSpace(Strict):
 
     types: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
     match: Annotated[Globs, Field(min_length=1)] = ("*",)
+    scope: Annotated[tuple[Scope, ...], Field(min_length=1)] = ("matrices",)
 
     @property
     def lane(self) -> Lane:

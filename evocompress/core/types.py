@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 from evocompress.core.beside import Beside
 
-UnitKind = Literal["block", "attention", "mlp", "expert", "matrix"]
+UnitKind = Literal["block", "attention", "mlp", "expert", "matrix", "outer"]
 
 Axis = Literal["query", "key", "value", "grouped", "channel", "inner", "shared"]
 """What the rows or columns of a matrix belong to: heads of queries, keys or values, or channels.
@@ -37,9 +37,9 @@ class Unit:
             ``model.layers.3.mlp.down_proj``; for a sub-layer ``{block}.attention`` or
             ``{block}.mlp``, whatever the family calls its modules.
         kind: ``block``, ``attention``, ``mlp``, ``expert`` (of an MLP that is a mixture of them)
-            or ``matrix``.
-        parent: Name of the enclosing unit; ``None`` for a block.
-        block: Index of the block, from 0.
+            or ``matrix``; the input embedding and the head are ``outer``.
+        parent: Name of the enclosing unit; ``None`` for a block, and outside of the blocks.
+        block: Index of the block, from 0; of the embedding the first, of the head the last.
         role: Name of the part within its block, e.g. ``q_proj``; same in every block.
         shape: (out, in) of a matrix, whatever order the module stores; ``None`` otherwise.
         rows: What the outputs of a matrix are, one part after the other: ``("query", "key",

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evocompress.core.canonical import MATRICES
 from evocompress.core.errors import ExportError
 from evocompress.core.files import read_json, write_json
 from evocompress.core.storage import GROUPS, Lane, StorageType, storage_type
@@ -26,6 +27,7 @@ from evocompress.export.running import Programs, Running
 from evocompress.export.stock import Stock
 from evocompress.export.stored import StoredMatrices, TypeRules
 from evocompress.export.weights import StateDict
+from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel
 
 PACKED = "pack-quantized"
@@ -61,7 +63,7 @@ class CompressedTensors:
         other = next((n for n, t in types.items() if storage_type(t).lane != GROUPS), None)
         if other is not None:
             return f"holds groups (w4g64), and {other} has llama.cpp's type {types[other]}"
-        tree = loaded.family.units(loaded.model).by_name if types else {}
+        tree = every_unit(loaded.family, loaded.model).by_name if types else {}
         for name, kind in types.items():
             if storage_type(kind).ranges == "zero point":
                 return (
@@ -93,8 +95,8 @@ class CompressedTensors:
 
     def type_rules(self, loaded: LoadedModel, *, uneven: bool) -> TypeRules:
         """Linear layers alone, each of which transformers unpacks; experts are one tensor."""
-        tree = loaded.family.units(loaded.model).by_name
-        matrices = [unit for unit in tree.values() if unit.kind == "matrix"]
+        tree = every_unit(loaded.family, loaded.model).by_name
+        matrices = [unit for unit in tree.values() if unit.kind in MATRICES]
         return TypeRules(untyped=frozenset(u.name for u in matrices if _unpacked(loaded, u, tree)))
 
     def save_typed(
@@ -135,7 +137,7 @@ class CompressedTensors:
 
 def _unpacked(loaded: LoadedModel, unit: Unit, tree: Mapping[str, Unit]) -> str:
     """Why a matrix cannot be packed, or nothing."""
-    if tree[unit.owner].kind == "expert":
+    if unit.owner and tree[unit.owner].kind == "expert":
         return "is of an expert: transformers has one tensor for all of these"
     module = loaded.model.get_submodule(unit.name)
     return "" if type(module) is torch.nn.Linear else f"is a {type(module).__name__}"

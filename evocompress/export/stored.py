@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,12 +13,13 @@ from evocompress.compression.criteria import Statistics
 from evocompress.compression.quantization.ggml import dequantized
 from evocompress.compression.quantization.gptq import RoundingTask
 from evocompress.compression.quantization.quantized import QuantizedMatrix, quantize_all
-from evocompress.compression.weights import form_of
+from evocompress.compression.weights import Form, form_of
 from evocompress.core.errors import ExportError
 from evocompress.core.storage import Lane, StorageType, storage_type
-from evocompress.core.types import Candidate, Level
+from evocompress.core.types import DENSE, Candidate, Level
 from evocompress.export.weights import LevelWeights, StateDict
 from evocompress.models.families.base import block_matrices
+from evocompress.models.families.outer import every_unit, other_names
 from evocompress.models.loading import LoadedModel
 
 LOG = logging.getLogger("evocompress")
@@ -88,6 +89,7 @@ class StoredMatrices:
         parts: What a file holds of them; see
             `evocompress.compression.quantization.quantized.QuantizedMatrix`.
         transposed: Those whose modules store (in, out).
+        again: {another name of a parameter: its name}, of an embedding that is the head as well.
 
     Examples:
         >>> StoredMatrices(Candidate(), {}, {}, {}).kinds
@@ -99,6 +101,7 @@ class StoredMatrices:
     kinds: Mapping[str, StorageType]
     parts: Mapping[str, Mapping[str, Tensor]]
     transposed: frozenset[str] = frozenset()
+    again: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def packed(self) -> dict[str, Tensor]:
@@ -120,7 +123,7 @@ class StoredMatrices:
             numbers = torch.arange(first, first + len(parts["packed"]), dtype=dtype)
             own = numbers[None] if name in self.transposed else numbers[:, None]
             found[name] = own.expand(self.state[name].shape)
-        return found
+        return found | {other: found[name] for other, name in self.again.items()}
 
     def rows(self, numbers: Tensor, values: Tensor, place: str) -> TypedRows | None:
         """The type and rows of a file's tensor (…, rows, columns); ``None`` if it has no type.
@@ -178,7 +181,7 @@ class StoredMatrices:
                 missing[names[owner]] -= counts[owner]
                 if len(owners) > 1:
                     tied[names[owner]] = place
-        return TypeRules(tied, frozenset(name for name, rows in missing.items() if rows))
+        return TypeRules(tied, frozenset(name for name, rows in missing.items() if rows > 0))
 
     def _found(self, numbers: Tensor) -> Tensor | None:
         """The number of each row (rows,); ``None`` where more was done than to move rows."""
@@ -232,38 +235,54 @@ def stored_matrices(
     Raises:
         LibraryError: The library lacks a level.
     """
-    levels, names = candidate.by_name, loaded.family.block_names
     kinds: dict[str, StorageType] = {}
     parts: dict[str, Mapping[str, Tensor]] = {}
     transposed: set[str] = set()
     anew: dict[str, Tensor] = {}
-    for index, matrices in enumerate(block_matrices(loaded.family, loaded.model)):
-        for matrix in matrices:
-            form = form_of(names[index], matrix, levels)
-            if not form.level.bits:
-                continue
-            unit = f"{names[index]}.{matrix.path}"
-            name = f"{unit}.weight"
-            transposed |= {name} if matrix.transposed else set()
-            kind, weight = storage_type(form.level.bits), state[name]
-            kinds[name] = kind
-            known = None if library is None else library.load(unit, form.level, form.width)
-            same = known is not None and _same(weight, known["weight"], loaded.stored)
-            if library is not None and same:
-                parts[name] = library.parts(unit, form.level, form.width)
-            else:
-                flat = weight.T if matrix.transposed else weight.flatten(1)
-                made = _anew(flat, kind, loaded.stored)
-                parts[name] = made.parts
-                read = made.weight.to(weight)
-                anew[name] = (read.T if matrix.transposed else read).reshape(weight.shape)
+    for unit, form, turned in _forms(loaded, candidate):
+        if not form.level.bits:
+            continue
+        name = f"{unit}.weight"
+        transposed |= {name} if turned else set()
+        kind, weight = storage_type(form.level.bits), state[name]
+        kinds[name] = kind
+        known = None if library is None else library.load(unit, form.level, form.width)
+        same = known is not None and _same(weight, known["weight"], loaded.stored)
+        if library is not None and same:
+            parts[name] = library.parts(unit, form.level, form.width)
+        else:
+            made = _anew(weight.T if turned else weight.flatten(1), kind, loaded.stored)
+            parts[name] = made.parts
+            read = made.weight.to(weight)
+            anew[name] = (read.T if turned else read).reshape(weight.shape)
     if anew:
         LOG.warning(
             "%s of %s matrices are not as in the level library, and were rounded to their types "
             "anew, each weight to the nearest value",
             *(len(anew), len(kinds)),
         )
-    return StoredMatrices(candidate, {**state, **anew}, kinds, parts, frozenset(transposed))
+    again = _other_names(loaded)
+    anew |= {other: anew[name] for other, name in again.items() if name in anew}
+    return StoredMatrices(candidate, {**state, **anew}, kinds, parts, frozenset(transposed), again)
+
+
+def _forms(loaded: LoadedModel, candidate: Candidate) -> Iterator[tuple[str, Form, bool]]:
+    """The name and form of every matrix, and whether its module stores (in, out)."""
+    levels, names = candidate.by_name, loaded.family.block_names
+    for index, matrices in enumerate(block_matrices(loaded.family, loaded.model)):
+        for matrix in matrices:
+            form = form_of(names[index], matrix, levels)
+            yield f"{names[index]}.{matrix.path}", form, matrix.transposed
+    for unit in every_unit(loaded.family, loaded.model):
+        if unit.kind == "outer":
+            yield unit.name, Form(levels.get(unit.name, DENSE)), False
+
+
+def _other_names(loaded: LoadedModel) -> dict[str, str]:
+    """{another name of the embedding's weights: their name}."""
+    units = every_unit(loaded.family, loaded.model)
+    names = [f"{unit.name}.weight" for unit in units if unit.kind == "outer"]
+    return {other: name for name in names for other in other_names(loaded.model, name)}
 
 
 def _same(weight: Tensor, other: Tensor, stored: torch.dtype) -> bool:
@@ -281,13 +300,8 @@ def _anew(weight: Tensor, kind: StorageType, stored: torch.dtype) -> QuantizedMa
 
 def every_matrix(loaded: LoadedModel) -> StoredMatrices:
     """All matrices of a dense model as if they had a type, to see what becomes of their rows."""
-    units = loaded.family.units(loaded.model).by_name
-    named = [
-        (f"{loaded.family.block_names[index]}.{matrix.path}", matrix.transposed)
-        for index, matrices in enumerate(block_matrices(loaded.family, loaded.model))
-        for matrix in matrices
-    ]
-    named = [(name, transposed) for name, transposed in named if name in units]
+    units = every_unit(loaded.family, loaded.model).by_name
+    named = [(n, turned) for n, _, turned in _forms(loaded, Candidate()) if n in units]
     return StoredMatrices(
         Candidate(),
         loaded.model.state_dict(),
@@ -297,4 +311,5 @@ def every_matrix(loaded: LoadedModel) -> StoredMatrices:
             for name, _ in named
         },
         frozenset(f"{name}.weight" for name, transposed in named if transposed),
+        _other_names(loaded),
     )

@@ -30,6 +30,7 @@ from evocompress.models.families import Family
 from evocompress.models.families.base import block_matrices
 from evocompress.models.families.mixture import ExpertViews, fused, held_in
 from evocompress.models.families.names import BlockNames
+from evocompress.models.families.outer import every_unit, other_names
 from evocompress.models.loading import LoadedModel
 from evocompress.models.modeling.layers import projections
 from evocompress.models.stored_tensors import without_missing
@@ -73,6 +74,7 @@ def compressed_state(
         for sublayer in loaded.family.at(index).sublayers:
             width = levels.get(f"{names[index]}.{sublayer}", DENSE)
             state |= source.following(index, sublayer, Form(width=width))
+    state |= _outer_tensors(loaded, source, levels)
     for block in layout(loaded, candidate).blocks:
         mixture = loaded.family.at(block.index).mixture
         if mixture is not None and block.reduced:
@@ -81,6 +83,19 @@ def compressed_state(
                 if isinstance(value, Tensor):
                     state[f"{names[block.index]}.{path}.{name}"] = value.data
     return with_shared(loaded.family, state)
+
+
+def _outer_tensors(
+    loaded: LoadedModel, source: WeightSource, levels: Mapping[str, Level]
+) -> dict[str, Tensor]:
+    """The embedding and the head in the types that they have, under all of their names."""
+    found: dict[str, Tensor] = {}
+    for unit in every_unit(loaded.family, loaded.model):
+        if unit.kind == "outer" and unit.name in levels:
+            name = f"{unit.name}.weight"
+            weight = source.whole(unit.name, Form(levels[unit.name]))[name]
+            found |= dict.fromkeys([name, *other_names(loaded.model, name)], weight)
+    return found
 
 
 def with_shared(family: Family, state: StateDict) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from evocompress.models.families.base import final_norm, final_states
 from evocompress.models.families.stand_ins import run_block
@@ -68,7 +69,8 @@ def read_gradients(
     each of them a reader is told the gradients of the parameters that require one. With `by_block`
     each block is computed twice and only what enters it is kept.
     """
-    hidden, arguments = loaded.family.block_inputs(loaded.model, ids)
+    with torch.enable_grad():  # to the embedding, where its gradient is wanted
+        hidden, arguments = loaded.family.block_inputs(loaded.model, ids)
     run = _by_block if by_block else _at_once
     run(loaded, _Pass(hidden, arguments, losses, readers))
 
@@ -135,12 +137,12 @@ def _at_once(loaded: LoadedModel, task: _Pass) -> None:
         for block, keywords in zip(family.blocks(model), task.arguments, strict=True):
             hidden = run_block(block, hidden, keywords)
         final = final_states(family, model, hidden)
-    seeds = _hidden_gradients(loaded, final.detach(), task.losses)
+    seeds = _hidden_gradients(loaded, final.detach(), task)
     _backward(model, "", final, seeds, task.readers)
 
 
 def _by_block(loaded: LoadedModel, task: _Pass) -> None:
-    family, model, hidden = loaded.family, loaded.model, task.hidden
+    family, model, hidden = loaded.family, loaded.model, task.hidden.detach()
     blocks, inputs = family.blocks(model), list[Tensor]()
     with torch.no_grad():
         for block, keywords in zip(blocks, task.arguments, strict=True):
@@ -149,7 +151,7 @@ def _by_block(loaded: LoadedModel, task: _Pass) -> None:
     norm, entering = final_norm(family, model), hidden.detach().requires_grad_(True)
     with torch.enable_grad():
         final = final_states(family, model, entering)
-    seeds = _hidden_gradients(loaded, final.detach(), task.losses)
+    seeds = _hidden_gradients(loaded, final.detach(), task)
     seeds = _backward(norm, f"{family.norm_path}.", final, seeds, task.readers, entering)
     first = {p: i for i in reversed(range(len(blocks))) for p in blocks[i].parameters()}
     waiting: list[Gradients] = [{} for _ in seeds]
@@ -162,6 +164,8 @@ def _by_block(loaded: LoadedModel, task: _Pass) -> None:
             path = f"{family.block_names[index]}."
             common = waiting, later
             seeds = _backward(blocks[index], path, leaving, seeds, task.readers, entering, *common)
+    if task.hidden.requires_grad:
+        _backward(model, "", task.hidden, seeds, task.readers)
 
 
 def _backward(
@@ -199,9 +203,15 @@ def _backward(
     return passed_on
 
 
-def _hidden_gradients(loaded: LoadedModel, hidden: Tensor, losses: Sequence[Loss]) -> list[Tensor]:
-    """The gradient of each loss by the final hidden states (1, S, H), in row chunks."""
-    seeds = [torch.zeros_like(hidden) for _ in losses]
+def _hidden_gradients(loaded: LoadedModel, hidden: Tensor, task: _Pass) -> list[Tensor]:
+    """The gradient of each loss by the final hidden states (1, S, H), in row chunks.
+
+    That by the head's weights is read, where it is wanted. Of a head that is the embedding it is
+    one part, the other of which is read later.
+    """
+    seeds = [torch.zeros_like(hidden) for _ in task.losses]
+    head = _trained_head(loaded.model)
+    of_head = [torch.zeros_like(p, dtype=torch.float32) for p in head.values() for _ in seeds]
     states = loaded.family.task.states(hidden)
     step = chunk_rows(loaded.model)
     for begin in range(0, len(states), step):
@@ -210,12 +220,26 @@ def _hidden_gradients(loaded: LoadedModel, hidden: Tensor, losses: Sequence[Loss
         with torch.enable_grad():
             found = loaded.family.outputs(loaded.model, part)
         outputs = Outputs(found.detach())
-        for seed, loss in zip(seeds, losses, strict=True):
+        for place, (seed, loss) in enumerate(zip(seeds, task.losses, strict=True)):
             outer = loss(outputs, rows).to(found.dtype)
-            (gradient,) = torch.autograd.grad(found, part, outer, retain_graph=True)
+            sources = [part, *head.values()]
+            gradient, *rest = torch.autograd.grad(found, sources, outer, retain_graph=True)
             # Of a single sequence these are views of the seed.
             loaded.family.task.states(seed)[rows] = gradient
+            for own in rest:
+                of_head[place] += own
+    for name in head:
+        for reader, gradient in zip(task.readers, of_head, strict=True):
+            reader(name, gradient)
     return seeds
+
+
+def _trained_head(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The head's weights under the name of their parameter, where their gradient is wanted."""
+    head = model.get_output_embeddings()
+    if head is None or not head.weight.requires_grad:
+        return {}
+    return {n: p for n, p in model.named_parameters() if p is head.weight}
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from evocompress.evaluation.proxies import Proxy
 from evocompress.export import FORMATS, PROGRAMS, check_task
 from evocompress.export.formats import obstacle_of, type_rules_of
 from evocompress.healing.tuned import fine_tunings
+from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel, load_as
 from evocompress.pipeline.header_facts import genes_digest, table_facts
 from evocompress.pipeline.journal import read_header
@@ -139,7 +140,7 @@ class RunContext:
     @cached_property
     def units(self) -> UnitTree:
         """Every unit of the model, in tree order."""
-        return self.loaded.family.units(self.loaded.model)
+        return every_unit(self.loaded.family, self.loaded.model)
 
     @cached_property
     def space(self) -> SearchSpace:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -26,7 +26,7 @@ def stored_levels(
     sparse: Mapping[str, LevelChoice],
     targets: Mapping[str, int],
 ) -> dict[str, tuple[LevelChoice, int]]:
-    """The levels of every matched matrix, from most bytes to fewest, and the one to begin with.
+    """The levels of every matrix in scope, from most bytes to fewest, and the one to begin with.
 
     A matrix with levels of sparsity has each of them in each type. It begins with its target, in
     the type of most bytes. Types that do not fit a matrix, at every width that it may have, are no
@@ -41,13 +41,12 @@ def stored_levels(
         targets: The index of the target among these.
 
     Raises:
-        ConfigError: A glob matches no matrix, no type fits one, or zeros would not stay zero.
+        ConfigError: A glob matches no matrix, the model lacks what is in scope, no type fits a
+            matrix, or zeros would not stay zero.
     """
     tree = UnitTree(units)
-    matrices = [unit for unit in units if unit.kind == "matrix"]
-    matched = matching_units(matrices, config.match, "space.bits.match")
     found = {}
-    for unit in (unit for unit in matrices if unit.name in matched):
+    for unit in _in_scope(units, architecture, config):
         widths = narrow.get(tree.sublayer(unit).name, ())
         types = _fitting(unit, config, _row_lengths(unit, architecture, widths))
         zeros = sparse.get(unit.name, (DENSE,))
@@ -58,6 +57,35 @@ def stored_levels(
         ]
         found[unit.name] = (tuple(levels), targets.get(unit.name, 0))
     return found
+
+
+def _in_scope(
+    units: Sequence[Unit], architecture: Architecture, config: BitsSpace
+) -> Iterator[Unit]:
+    """The matched matrices of the blocks, and those outside that are asked for."""
+    matrices = [unit for unit in units if unit.kind == "matrix"]
+    if "matrices" in config.scope:
+        matched = matching_units(matrices, config.match, "space.bits.match")
+        yield from (unit for unit in matrices if unit.name in matched)
+    outside = {unit.role: unit for unit in units if unit.kind == "outer"}
+    words = {
+        "embedding" if word == "embeddings" or architecture.tied else word: word
+        for word in config.scope
+        if word != "matrices"
+    }
+    for role, word in words.items():
+        if role in outside:
+            yield outside[role]
+        elif architecture.causal:
+            raise ConfigError(
+                f"space.bits.scope: this model has no {role} that is a plain matrix: leave "
+                f"'{word}' out"
+            )
+        else:
+            raise ConfigError(
+                f"space.bits.scope: '{word}' is for models that tell the next token, and this one "
+                "does not: leave it out"
+            )
 
 
 def _row_lengths(unit: Unit, architecture: Architecture, widths: LevelChoice) -> list[int]:
@@ -75,10 +103,11 @@ def _fitting(unit: Unit, config: BitsSpace, lengths: Sequence[int]) -> list[str]
         return found
     least = min(blocks.values())
     odd = next(length for length in lengths if length % least)
+    outer = "leave it out of scope" if unit.kind == "outer" else "leave the matrix out of match"
     raise ConfigError(
         f"space.bits.types: '{unit.name}' can have {odd} inputs, no multiple of {least}, which the "
         "smallest blocks of these types take; give another type, or 'dense', choose other widths, "
-        "or leave the matrix out of match"
+        f"or {outer}"
     )
 
 

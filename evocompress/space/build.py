@@ -137,6 +137,12 @@ def _genes(
         sparse = {name: levels[name] for name in targets}
         typed = stored_levels(units, architecture, config.bits, narrow, sparse, targets)
         able = [name for name in typed if name not in rules[1]]
+        lost = typed.keys() - able
+        if outer := [unit.name for unit in units if unit.kind == "outer" and unit.name in lost]:
+            raise ConfigError(
+                f"space.bits.scope: format '{config.fits}' cannot hold '{outer[0]}' in a type of "
+                "its own: leave that out"
+            )
         if not able:
             raise ConfigError(
                 f"space.bits.match: format '{config.fits}' can hold none of the "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evocompress.core.arrays import Genome, Integers
+from evocompress.core.canonical import MATRICES
 from evocompress.core.types import Candidate, Entry, Level, Unit
 
 
@@ -64,9 +65,9 @@ def candidate_table(
         found.append((part.name, place, places[part.owner] if expert else len(drops), entries))
     for gene, units in enumerate(members):
         for unit in units:
-            if unit.kind == "matrix":
-                place = len(drops) + gene
-                found.append((unit.name, place, places[unit.owner], _entries(unit, levels[gene])))
+            if unit.kind in MATRICES:
+                place, owner = len(drops) + gene, places.get(unit.owner, len(drops))
+                found.append((unit.name, place, owner, _entries(unit, levels[gene])))
     _, sources, owners, named = zip(*sorted(found, key=lambda each: each[0]), strict=True)
     return CandidateTable(np.array(sources), np.array(owners), drops, named)
 

@@ -38,9 +38,8 @@ class Encoding:
 
     Attributes:
         tree: All units of the model, parents before their children.
-        members: For each of the U genes its units: matrices with levels of sparsity,
-            sub-layers with widths or a drop, or experts and blocks that may be dropped. In
-            model order.
+        members: For each of the U genes its units: matrices with levels of sparsity or types,
+            sub-layers with widths or a drop, or experts and blocks that may be dropped, in order.
         levels: For each gene its levels, from most to least parameters. Those of a sub-layer
             are (dense, narrower ones, drop), as far as it has them: indices of its narrow
             levels, as of matrices with zeros and types, are no order for other costs.
@@ -67,14 +66,14 @@ class Encoding:
 
     @cached_property
     def by_kind(self) -> dict[str, Integers]:
-        """For each kind of unit that has genes, their indices."""
-        kinds = [unit.kind for unit in self.units]
+        """For each kind of unit that has genes, their indices; of matrices with those outside."""
+        kinds = ["matrix" if unit.kind == "outer" else unit.kind for unit in self.units]
         return {kind: np.flatnonzero([kind == k for k in kinds]) for kind in dict.fromkeys(kinds)}
 
     @cached_property
     def matrices(self) -> Integers:
         """Indices of the genes that are matrices."""
-        return np.flatnonzero([unit.kind == "matrix" for unit in self.units])
+        return self.by_kind.get("matrix", np.empty(0, dtype=np.int64))
 
     @cached_property
     def stored(self) -> tuple[tuple[Unit, ...], Integers]:
@@ -85,9 +84,8 @@ class Encoding:
     @cached_property
     def ordinal(self) -> Booleans:
         """Which genes are moved level by level (U,): matrices with zeros, or with types, alone."""
-        ordered = np.zeros(len(self.units), dtype=bool)
-        ordered[[gene for gene in self.matrices if in_one_order(self.levels[gene])]] = True
-        return ordered
+        matrices = set(self.matrices.tolist())
+        return np.array([g in matrices and in_one_order(lv) for g, lv in enumerate(self.levels)])
 
     @cached_property
     def options(self) -> tuple[Integers, Integers]:
@@ -113,10 +111,11 @@ class Encoding:
     @cached_property
     def alike_blocks(self) -> tuple[Integers, ...]:
         """The genes (B, G) of each group of B blocks with the same choices, G genes each."""
-        blocks = np.array([unit.block for unit in self.units])
+        inside = np.flatnonzero([unit.kind != "outer" for unit in self.units])
+        blocks = np.array([self.units[gene].block for gene in inside])
         alike: dict[tuple[tuple[str, int, tuple[Level, ...]], ...], list[Integers]] = {}
         for block in np.unique(blocks):
-            genes = np.flatnonzero(blocks == block)
+            genes = inside[blocks == block]
             choices = tuple(
                 (self.units[gene].role, self.units[gene].numel, self.levels[gene]) for gene in genes
             )

@@ -105,7 +105,7 @@ def inactive_columns(
 
     There are 2·P + 1 columns: a part is dropped, a part is in a dropped block, never. A matrix is
     inactive with its sub-layer or expert, an expert with its sub-layer, a sub-layer with its block,
-    a block never. `members` has the units of each gene (U,).
+    a block never, nor what is outside of the blocks. `members` has the units of each gene (U,).
     """
     places = {part.name: index for index, part in enumerate(parts)}
     count = len(places)

@@ -14,6 +14,7 @@ from evocompress.core.errors import ExportError
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import materialize
 from evocompress.export.formats import type_rules_of
+from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import load
 from evocompress.pipeline.planning.outline import outline
 from evocompress.testing.gguf_reference import GgufReference
@@ -38,11 +39,22 @@ def tied(folder, model_type):
     return load(str(folder / "model"))
 
 
-def made(folder, model_type, levels, dropped=()):
+def untied(folder):
+    """A Llama with a head of its own."""
+    loaded = load(str(tiny_checkpoint(folder / "tied")))
+    loaded.model.config.tie_word_embeddings = False
+    loaded.model.lm_head.weight = torch.nn.Parameter(loaded.model.lm_head.weight.flip(0))
+    for part in (loaded.model, loaded.tokenizer):
+        part.save_pretrained(folder / "model")
+    return load(str(folder / "model"))
+
+
+def made(folder, model_type, levels, dropped=(), head_tied=True):
     """A model, a library of its matrices at all types, and a candidate with these levels."""
-    loaded = tied(folder, model_type)
+    loaded = tied(folder, model_type) if head_tied else untied(folder)
     mlps = [u.name for u in loaded.family.units(loaded.model) if u.kind == "mlp" and not u.active]
-    wanted = {unit.name: [DENSE, *(Level(bits=t) for t in TYPES)] for unit in matrices(loaded)}
+    names = [unit.name for unit in matrices(loaded)] + list(outside(loaded).values())
+    wanted = {name: [DENSE, *(Level(bits=t) for t in TYPES)] for name in names}
     wanted |= dict.fromkeys(mlps, [DENSE, NARROW])
     tokens = torch.randint(1, 250, (8, 32), generator=torch.Generator().manual_seed(0))
     config, path = LibraryConfig(width_criterion="magnitude"), folder / "library"
@@ -51,6 +63,12 @@ def made(folder, model_type, levels, dropped=()):
     below = tuple(f"{name}." for name in dropped)
     chosen = {n: lv for n, lv in levels(loaded).items() if not f"{n}.".startswith(below or ("-",))}
     return loaded, library, Candidate(tuple(sorted((chosen | gone).items())))
+
+
+def outside(loaded):
+    """The embedding and the head, which may be one."""
+    every = every_unit(loaded.family, loaded.model)
+    return {unit.role: unit.name for unit in every if unit.kind == "outer"}
 
 
 def every_type(loaded):
@@ -90,6 +108,34 @@ def test_each_tensor_has_its_type(levels, dropped, tmp_path):
         == candidate.by_name["model.layers.2.mlp.down_proj"].bits.upper()
     )
     assert found["token_embd.weight"] == "F32"
+
+
+@pytest.mark.parametrize("head_tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("levels", [every_type, narrowed], ids=lambda f: f.__name__)
+def test_embedding_and_head_have_their_types(head_tied, levels, tmp_path):
+    """Against a model whose embedding, and head, are what `gguf` reads of the file."""
+
+    def chosen(loaded):
+        types = {"embedding": "q4_0", "head": "q5_1"}
+        return levels(loaded) | {n: Level(bits=types[role]) for role, n in outside(loaded).items()}
+
+    loaded, library, candidate = made(tmp_path, "llama", chosen, head_tied=head_tied)
+    out = materialize(loaded, library, candidate, tmp_path / "out", format="gguf")
+    found = {t.name: t for t in gguf.GGUFReader(out / "model.gguf").tensors}
+    assert found["token_embd.weight"].tensor_type.name == "Q4_0"
+    assert ("output.weight" in found) is not head_tied
+    read = {n: gguf.dequantize(t.data, t.tensor_type) for n, t in found.items()}
+    ids = torch.arange(1, 30)[None]
+    inside = tuple(each for each in candidate.levels if each[0] not in outside(loaded).values())
+    with LiveModel(loaded, library) as live, torch.no_grad():
+        live.apply(candidate)
+        logits = loaded.model(ids).logits
+        live.apply(Candidate(inside))
+        for role, name in outside(loaded).items():
+            weight = read["output.weight" if role == "head" else "token_embd.weight"]
+            loaded.model.get_parameter(f"{name}.weight").data = torch.tensor(weight)
+        assert torch.equal(loaded.model(ids).logits, logits)
+    assert_as_in_memory(loaded, library, candidate, out / "model.gguf")
 
 
 def test_matrices_that_are_one_tensor_have_one_type(tmp_path):

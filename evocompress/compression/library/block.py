@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from evocompress.compression.criteria import Cut, Statistics, Structure, reconstructed
@@ -54,7 +55,7 @@ class BlockMaker:
             writer = TensorWriter(file, self.order.layout(self.dense.dtype, self.dense.stored))
             for batch in self.order.batches:
                 found, biases = self._write_matrices(writer, batch)
-                errors |= found
+                errors |= {name: errors.get(name, ()) + own for name, own in found.items()}
                 small |= biases
             self._write_statistics(writer)
             for coupled, levels in self.order.widths:
@@ -76,9 +77,11 @@ class BlockMaker:
         """
         methods, stored = self.order.methods, self.dense.stored
         weights = [self._weight(linear.name) for linear, _ in batch]
-        known = self.statistics.get(batch[0][0].input, Statistics())
+        known, rounding = self.statistics.get(batch[0][0].input, Statistics()), methods.rounding
+        if batch[0][0].lookup:
+            known, rounding = _of_rows(batch[0][0].shape[1], self.dense.device), "nearest"
         levels_of = [own for _, own in batch]
-        found = make_levels(weights, known, levels_of, methods.criterion, methods.rounding, stored)
+        found = make_levels(weights, known, levels_of, methods.criterion, rounding, stored)
         errors: Errors = {}
         biases: dict[str, Tensor] = {}
         for (linear, levels), weight, made in zip(batch, weights, found, strict=True):
@@ -154,6 +157,11 @@ class BlockMaker:
             )
             for word, known in self.statistics.items()
         }
+
+
+def _of_rows(columns: int, device: torch.device) -> Statistics:
+    """Of an embedding: what rounds a row is not seen by others, and all of its values count."""
+    return Statistics(gram=torch.eye(columns, device=device), sequences=1, tokens=1)
 
 
 def _matrix_errors(

@@ -167,13 +167,13 @@ def _only_builder(path: Path, progress: BuildProgress) -> Iterator[None]:
 
 def _new(loaded: LoadedModel, recipe: LibraryRecipe, tokens: Tensor) -> Manifest:
     """A manifest without finished blocks."""
-    units = loaded.family.units(loaded.model).by_name
+    dense = dense_model(loaded)
     return Manifest(
         recipe,
         versions=_circumstances(loaded, recipe),
         sequences=len(tokens),
         tokens=len(tokens) * loaded.length(tokens),
-        units={unit: units[unit].block for unit in recipe.levels},
+        units={unit: dense.place(unit) for unit in recipe.levels},
         blocks={},
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evocompress.compression.criteria import Statistics, unseen
 from evocompress.compression.library.block import BlockMaker
@@ -51,7 +51,7 @@ def make_blocks(
     progress: BuildProgress,
 ) -> Iterator[tuple[int, BlockRecord]]:
     """Makes the missing blocks in this process, one after the other."""
-    blocks = range(len(loaded.family.blocks(loaded.model)))
+    blocks = range(len(loaded.family.blocks(loaded.model)) + 1)  # and what is outside of them
     yield from Builder(loaded, path, manifest, tokens, batch).build(blocks, progress)
 
 
@@ -110,11 +110,12 @@ class Builder:
         gradients = self._gradients(todo, progress)
         for index in range(first, max(todo, default=-1) + 1):
             if index in todo:
-                progress(todo.index(index), len(todo), f"block {index + 1} of {count}")
+                what = f"block {index + 1} of {count}" if index < count else "embedding and head"
+                progress(todo.index(index), len(todo), what)
                 record = self._make_block(index, gradients)
                 self._manifest = self._manifest.with_block(index, record)
                 yield index, record
-            if index not in todo or self._manifest.recipe.propagated:
+            if index < count and (index not in todo or self._manifest.recipe.propagated):
                 self._advance(index)
         progress(len(todo), len(todo), "")
 
@@ -151,6 +152,8 @@ class Builder:
         """Statistics of each input of a block; dense states go on to the next block."""
         if self._states is None:
             return {}
+        if index == len(self._loaded.family.blocks(self._loaded.model)):
+            return self._of_head(self._states, order)
         readers = {
             word: self._loaded.model.get_submodule(linear.name)
             for word, linear in order.readers.items()
@@ -162,6 +165,16 @@ class Builder:
         last = max(self._users[index]) if needs != order.needs else index
         with collecting(readers, needs, length, routed) as sums:
             self._states.run(index, keep=not self._manifest.recipe.propagated, last=last)
+        return {word: self._known(order.readers[word], totals) for word, totals in sums.items()}
+
+    def _of_head(self, states: HiddenStates, order: BlockOrder) -> dict[str, Statistics]:
+        """Statistics of what the head reads, without running it."""
+        stand_ins = {word: nn.Identity() for word in order.needs}
+        length = self._loaded.length(self._tokens)
+        with collecting(stand_ins, order.needs, length) as sums:
+            for final in states.final() if stand_ins else ():
+                for module in stand_ins.values():
+                    module(final)
         return {word: self._known(order.readers[word], totals) for word, totals in sums.items()}
 
     def _known(self, reader: Linear, totals: Sums) -> Statistics:
@@ -176,7 +189,7 @@ class Builder:
     def _summed(self, totals: Sums, reader: Unit) -> Statistics:
         count = totals.get(COUNT)
         architecture = self._loaded.family.architecture(self._loaded.model)
-        runs = architecture.runs[reader.block]
+        runs = 1 if reader.kind == "outer" else architecture.runs[reader.block]
         whole = len(self._tokens) * (reader.positions or self._loaded.length(self._tokens)) * runs
         magnitudes = totals.get("magnitudes")
         return Statistics(

@@ -17,6 +17,7 @@ from evocompress.core.types import Axis, Level, Unit
 from evocompress.core.widths import axis_lengths, per_item
 from evocompress.models.families.base import block_matrices
 from evocompress.models.families.coupling import Kept, index_of, ungrouped
+from evocompress.models.families.outer import EMBEDDING, every_unit
 from evocompress.models.loading import LoadedModel, once
 
 
@@ -31,6 +32,7 @@ class Linear:
         routed: It is in an expert, which reads only the tokens that are sent to it.
         kernel: Of a convolution, whose module stores (out, in, *kernel).
         part: Under which name a narrowed sub-layer's entry has this matrix; may be empty.
+        lookup: It is an embedding alone: what it reads of a token is one row.
     """
 
     unit: Unit
@@ -39,6 +41,7 @@ class Linear:
     kernel: tuple[int, ...] = ()
     part: str = ""
     routed: bool = False
+    lookup: bool = False
 
     @property
     def name(self) -> str:
@@ -211,6 +214,7 @@ class DenseModel:
         device: Where it is run.
         units: Its units by name.
         linears: Its matrix units by name.
+        outer: Its embedding and its head by name.
         coupled: Its attention and MLP units by name; in place of an MLP that is a mixture its
             experts.
     """
@@ -221,19 +225,31 @@ class DenseModel:
         self.dtype: torch.dtype = model.dtype
         self.stored = loaded.stored
         self.device = model.device
-        self.units = family.units(model).by_name
+        self.units = every_unit(family, model).by_name
         self.linears = _linears(loaded, self.units)
         self.coupled = _coupled(loaded, self.units, self.linears)
-        self._weights = {name: model.get_parameter(f"{name}.weight").data for name in self.linears}
+        tied = family.architecture(model).tied
+        self.outer = {
+            name: Linear(unit, unit.role, False, lookup=unit.role == EMBEDDING and not tied)
+            for name, unit in self.units.items()
+            if unit.kind == "outer"
+        }
+        self.matrices = self.linears | self.outer
+        self._blocks = len(family.blocks(model))
+        self._weights = {n: model.get_parameter(f"{n}.weight").data for n in self.matrices}
         self._biases = {
             name: model.get_parameter(f"{name}.bias").data
-            for name, linear in self.linears.items()
+            for name, linear in self.matrices.items()
             if linear.unit.bias
         }
 
+    def place(self, unit: str) -> int:
+        """The block of a unit; of the embedding and the head, which are made last, their number."""
+        return self._blocks if unit in self.outer else self.units[unit].block
+
     def weight(self, unit: str) -> Tensor:
         """A matrix as (out, in) float32, on the device."""
-        return self.linears[unit].oriented(self._weights[unit].to(self.device).float())
+        return self.matrices[unit].oriented(self._weights[unit].to(self.device).float())
 
     def bias(self, unit: str) -> Tensor | None:
         """The bias of a matrix unit (out,) float32, if it has one."""

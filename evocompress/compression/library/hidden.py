@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from evocompress.models.families.base import final_states
 from evocompress.models.families.stand_ins import run_block
 from evocompress.models.loading import LoadedModel
 
@@ -33,6 +34,7 @@ class HiddenStates:
         entering: Sequence[Tensor] | None = None,
     ) -> None:
         self._blocks = list(loaded.family.blocks(loaded.model))
+        self._model = loaded.family, loaded.model
         self._device = loaded.model.device
         # Sequences have one length and no padding, so batches of the same size share most.
         self._arguments: dict[int, list[dict[str, Any]]] = {}
@@ -63,6 +65,12 @@ class HiddenStates:
                     self._states[position] = outputs.to("cpu")
                 for later in range(index + 1, (index if last is None else last) + 1):
                     outputs = self._passed(later, position, outputs)
+
+    def final(self) -> Iterator[Tensor]:
+        """What the head reads (b, S, H) of each batch, where `current` has left the last block."""
+        with torch.no_grad():
+            for states in self._states:
+                yield final_states(*self._model, states.to(self._device))
 
     def _passed(self, index: int, position: int, states: Tensor) -> Tensor:
         own = _moved(self._own[position][index], self._device)

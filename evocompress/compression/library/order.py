@@ -121,7 +121,12 @@ class BlockOrder:
 
     @cached_property
     def batches(self) -> tuple[Batch, ...]:
-        """The matrices in their order, those together that are compressed in one go."""
+        """The matrices in their order, those together that are compressed in one go.
+
+        Each level of an embedding or a head is alone, as these are large.
+        """
+        if any(linear.unit.kind == "outer" for linear, _ in self.matrices):
+            return tuple(((linear, (level,)),) for linear, own in self.matrices for level in own)
         if self.methods.criterion is not None and self.methods.criterion.together is None:
             return tuple((one,) for one in self.matrices)
         batches: list[Batch] = []
@@ -134,7 +139,8 @@ class BlockOrder:
     @cached_property
     def needs(self) -> dict[str, frozenset[str]]:
         """For each input that is observed, what is collected of it."""
-        needs = {linear.input: self.methods.matrix_needs for linear, _ in self.matrices}
+        observed = (linear for linear, _ in self.matrices if not linear.lookup)
+        needs = {linear.input: self.methods.matrix_needs for linear in observed}
         for link in self._links:
             word = link.output.input
             needs[word] = needs.get(word, frozenset()) | self.methods.width_needs
@@ -223,17 +229,17 @@ class BlockOrder:
 def block_orders(
     dense: DenseModel, wanted: Mapping[str, Sequence[Level]], methods: Methods
 ) -> dict[int, BlockOrder]:
-    """What is to be made of each block that has a wanted unit."""
+    """What is to be made of each block that has a wanted unit, and outside of them."""
     stored = {
         name: tuple(level for level in levels if not level.dense) for name, levels in wanted.items()
     }
-    blocks = sorted({dense.units[name].block for name in wanted})
-    matrices = [(linear, stored[n]) for n, linear in dense.linears.items() if stored.get(n)]
+    blocks = sorted({dense.place(name) for name in wanted})
+    matrices = [(linear, stored[n]) for n, linear in dense.matrices.items() if stored.get(n)]
     widths = [(coupled, stored[n]) for n, coupled in dense.coupled.items() if stored.get(n)]
     return {
         block: BlockOrder(
             methods,
-            tuple(each for each in matrices if each[0].unit.block == block),
+            tuple(each for each in matrices if dense.place(each[0].name) == block),
             tuple(each for each in widths if each[0].unit.block == block),
         )
         for block in blocks

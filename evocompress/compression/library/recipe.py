@@ -75,7 +75,7 @@ def methods_for(dense: DenseModel, wanted: Wanted, config: LibraryConfig) -> Met
         LibraryError: The model has no such unit, there is no criterion of such a name, or biases
             are to give something back where there are none.
     """
-    unknown = [unit for unit in wanted if unit not in dense.linears | dense.coupled]
+    unknown = [unit for unit in wanted if unit not in dense.matrices | dense.coupled]
     if unknown:
         raise LibraryError(
             f"the model has no matrix, attention or mlp {unknown[0]}: check the search space"

@@ -89,6 +89,8 @@ class Wide:
 
     def values(self, unit: Unit, level: Level) -> ParameterValues:
         """The parameters of a unit at a level."""
+        if unit.kind == "outer":
+            return {n: Value(t) for n, t in self._live.tensors(unit.name, level).items()}
         if unit.kind == "matrix":
             return self._matrix(unit, level)
         found: dict[str, Value] = {}

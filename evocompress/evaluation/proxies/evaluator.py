@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import takewhile
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.requests import UNTREATED, Evaluate, MicroBatchValue, Result
-from evocompress.core.types import Candidate
+from evocompress.core.types import Candidate, Unit
 from evocompress.evaluation.proxies.base import Metric
 from evocompress.evaluation.proxies.layered import LayeredStates
 from evocompress.evaluation.proxies.order import depth_first
@@ -206,6 +206,7 @@ class MetricProxy:
         if found is not None:
             for (place, request), states in zip(asked, found, strict=True):
                 running = PartialResult(request, self._asked(request))
+                self._live.apply(outside(request.candidate, self._live.units))
                 yield place, self._whole(running, states.__getitem__)
         elif len(asked) == 1:
             yield asked[0][0], self._out_of_memory(asked[0][1])
@@ -268,6 +269,11 @@ def _dense_states(layers: LayeredStates, micro_batches: Sequence[int]) -> States
     """The dense model's states on some micro-batches, all of them made when one is asked for."""
     made = cache(partial(layers.hidden_states, [(Candidate(), micro_batches)]))
     return lambda micro_batch: made()[0][micro_batch]
+
+
+def outside(candidate: Candidate, units: Mapping[str, Unit]) -> Candidate:
+    """What a candidate says of the embedding and the head."""
+    return Candidate(tuple(one for one in candidate.levels if units[one[0]].kind == "outer"))
 
 
 def _ask(request: Evaluate) -> tuple[Candidate, Sequence[int]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import psutil
@@ -21,7 +20,12 @@ from torch import Tensor, nn
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import Candidate
-from evocompress.evaluation.proxies.prefix import BlockLevels, groups_within, levels_by_block
+from evocompress.evaluation.proxies.prefix import (
+    BlockLevels,
+    embedding_level,
+    groups_within,
+    levels_by_block,
+)
 from evocompress.models.device_copy import to_device
 from evocompress.models.families.base import final_states
 from evocompress.models.families.stand_ins import run_block
@@ -36,7 +40,7 @@ StatesByBatch = Mapping[int, Tensor]
 """By micro-batch."""
 
 Path = tuple[BlockLevels, ...]
-"""What a candidate says of the blocks up to one: a node of the trie."""
+"""What a candidate says of the embedding, and of the blocks up to one: a node of the trie."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,15 +76,20 @@ class LayeredStates:
 
         They equal those of `Family.hidden_states` with each candidate applied.
         """
-        paths = [levels_by_block(candidate, self._live.units) for candidate, _ in asks]
+        units = self._live.units
+        paths = [
+            (embedding_level(candidate, units), *levels_by_block(candidate, units))
+            for candidate, _ in asks
+        ]
         wanted = [tuple(micro_batches) for _, micro_batches in asks]
-        entries = {index: self._entry(index) for index in sorted(set(chain(*wanted)))}
+        entries = self._entries(_nodes(paths, wanted, 1))
         states: dict[Path, dict[int, Tensor]] = {
-            (): {index: entry.hidden for index, entry in entries.items()}
+            path: {index: entry.hidden for index, entry in own.items()}
+            for path, own in entries.items()
         }
         family, model = self._live.loaded.family, self._live.loaded.model
         for depth in range(len(family.blocks(model))):
-            states = self._through(depth, states, _nodes(paths, wanted, depth + 1), entries)
+            states = self._through(depth, states, _nodes(paths, wanted, depth + 2), entries)
         return [
             {
                 index: final_states(family, model, self._there(states[tuple(path)][index])).cpu()
@@ -94,7 +103,7 @@ class LayeredStates:
         depth: int,
         states: Mapping[Path, Mapping[int, Tensor]],
         nodes: Mapping[Path, Sequence[int]],
-        entries: Mapping[int, _Entry],
+        entries: Mapping[Path, Mapping[int, _Entry]],
     ) -> dict[Path, dict[int, Tensor]]:
         """What leaves a block: each of its levels is applied once for all nodes that have it."""
         found: dict[Path, dict[int, Tensor]] = {}
@@ -105,9 +114,9 @@ class LayeredStates:
             self._live.apply(Candidate(levels))
             block = self._live.loaded.family.blocks(self._live.loaded.model)[depth]
             for path in paths:
-                before = states[path[:-1]]
+                before, own = states[path[:-1]], entries[path[:1]]
                 found[path] = {
-                    index: self._passed(block, before[index], entries[index].arguments[depth])
+                    index: self._passed(block, before[index], own[index].arguments[depth])
                     for index in nodes[path]
                 }
         self._live.restore()
@@ -118,6 +127,15 @@ class LayeredStates:
 
     def _there(self, state: Tensor) -> Tensor:
         return to_device(state, self._device)
+
+    def _entries(self, nodes: Mapping[Path, Sequence[int]]) -> dict[Path, dict[int, _Entry]]:
+        """The micro-batches before the first block, for each level of the embedding."""
+        found: dict[Path, dict[int, _Entry]] = {}
+        for path, micro_batches in nodes.items():
+            self._live.apply(Candidate(path[0]))
+            found[path] = {index: self._entry(index) for index in micro_batches}
+        self._live.restore()
+        return found
 
     def _entry(self, micro_batch: int) -> _Entry:
         loaded = self._live.loaded
@@ -133,7 +151,7 @@ class LayeredStates:
 def _nodes(
     paths: Sequence[Sequence[BlockLevels]], wanted: Sequence[Sequence[int]], depth: int
 ) -> dict[Path, list[int]]:
-    """The nodes of the trie behind this number of blocks, and the micro-batches asked of each."""
+    """The nodes of the trie at a depth, and the micro-batches asked of each."""
     found: defaultdict[Path, set[int]] = defaultdict(set)
     for path, micro_batches in zip(paths, wanted, strict=True):
         found[tuple(path[:depth])].update(micro_batches)

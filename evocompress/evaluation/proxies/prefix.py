@@ -20,6 +20,7 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import Candidate, Level, Unit
 from evocompress.core.units import users_of
 from evocompress.models.families.base import final_states
+from evocompress.models.families.outer import EMBEDDING
 from evocompress.models.families.stand_ins import run_block
 
 # For all micro-batches together. A micro-batch of 1024 tokens takes 37 MB of SmolLM2-135M in
@@ -41,11 +42,13 @@ class Stream:
         every: Blocks between two kept states. One that is not kept is computed from the one
             before it.
         levels: What the candidate said of each block run so far.
+        entering: What it said of the input embedding.
     """
 
     arguments: Sequence[dict[str, Any]]
     states: dict[int, Tensor]
     every: int = 1
+    entering: BlockLevels = ()
     levels: list[BlockLevels] = field(default_factory=list)
 
     @property
@@ -122,7 +125,9 @@ class PrefixStates:
         family, model = self._live.loaded.family, self._live.loaded.model
         blocks = family.blocks(model)
         levels = levels_by_block(self._live.current, self._live.units)
-        stream = self._streams.pop(micro_batch, None) or self._begin(micro_batch)
+        stream = self._streams.pop(micro_batch, None)
+        if stream is None or stream.entering != self._entering:
+            stream = self._begin(micro_batch)
         if self._make_room(stream.nbytes, levels):
             self._streams[micro_batch] = stream
             hidden = stream.run(blocks, levels)
@@ -149,11 +154,15 @@ class PrefixStates:
         """Keep nothing, and so give the memory back."""
         self._streams.clear()
 
+    @property
+    def _entering(self) -> BlockLevels:
+        return embedding_level(self._live.current, self._live.units)
+
     def _begin(self, micro_batch: int) -> Stream:
-        """A micro-batch before the first block, which no candidate changes."""
+        """A micro-batch before the first block."""
         loaded = self._live.loaded
         hidden, arguments = loaded.family.block_inputs(loaded.model, self._ids[micro_batch])
-        stream = Stream(arguments, {0: hidden})
+        stream = Stream(arguments, {0: hidden}, entering=self._entering)
         choices = range(1, len(arguments) + 1)
         fitting = (every for every in choices if stream.bytes_with(every) <= LIMIT_BYTES)
         stream.every = next(fitting, len(arguments))
@@ -196,6 +205,18 @@ def levels_by_block(candidate: Candidate, units: Mapping[str, Unit]) -> list[Blo
         for later in users.get(own, ()) if not level.drop else ():
             levels[later] += [(name, level)] if later != own else []
     return [tuple(of_block) for of_block in levels]
+
+
+def embedding_level(candidate: Candidate, units: Mapping[str, Unit]) -> BlockLevels:
+    """What a candidate says of the input embedding, on which depends what enters the first block.
+
+    It is among what `levels_by_block` has of that block, as the head's is of the last one.
+    """
+    return tuple(
+        (name, level)
+        for name, level in candidate.levels
+        if (units[name].kind, units[name].role) == ("outer", EMBEDDING)
+    )
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

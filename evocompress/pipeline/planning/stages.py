@@ -15,6 +15,7 @@ from evocompress.compression.library.order import BlockOrder, block_orders
 from evocompress.compression.library.plan import LibraryPlan, plan_library
 from evocompress.compression.library.recipe import methods_for
 from evocompress.compression.live_model import CUT_BYTES
+from evocompress.core.canonical import MATRICES
 from evocompress.core.types import Architecture, Candidate
 from evocompress.evaluation.proxies import PROXIES
 from evocompress.evaluation.proxies.prefix import LIMIT_BYTES
@@ -235,7 +236,8 @@ class PlannedRun:
     def features(self) -> int:
         """Inputs and outputs of all matrices, for one token."""
         runs, units = self._architecture.runs, self.context.units
-        return sum(sum(u.shape) * (u.positions or 1) * runs[u.block] for u in units if u.shape)
+        inside = (unit for unit in units if unit.kind == "matrix")
+        return sum(sum(u.shape or ()) * (u.positions or 1) * runs[u.block] for u in inside)
 
     @cached_property
     def _architecture(self) -> Architecture:
@@ -265,7 +267,8 @@ def library_stage(run: PlannedRun) -> StagePlan | None:
         work += run.products(run.tokens["library"], dense=True) * 3
     architecture = context.loaded.family.architecture(context.loaded.model)
     for block, order in orders.items():
-        tokens = run.tokens["library"] * architecture.runs[block]
+        runs = architecture.runs[block] if block < len(architecture.runs) else 1
+        tokens = run.tokens["library"] * runs
         work += _block_work(order, tokens, architecture.routed_share)
     if run.streamed:
         work += Work(brought=run.weight_bytes)
@@ -357,6 +360,6 @@ def _stored_bytes(run: PlannedRun) -> Iterable[int]:
     sizes = run.context.units.by_name
     outputs = {unit.parent: unit for unit in run.context.units if unit.columns}
     for name, levels in run.context.wanted_levels.items():
-        matrix = sizes[name] if sizes[name].kind == "matrix" else outputs[name]
+        matrix = sizes[name] if sizes[name].kind in MATRICES else outputs[name]
         left = (matrix.numel // 2 if level.narrow else matrix.numel for level in levels)
         yield from (count * run.dtype.itemsize for count in left)

@@ -120,4 +120,11 @@ def cost_model(
         costs["memory"] = memory_cost(costs["weight_bytes"], parts, architecture, serving)
     known = COSTS if architecture.causal else [name for name in COSTS if name not in CACHED]
     ordered = {name: costs[name] for name in known if name in costs}
-    return CostModel(parts, ordered, length, architecture.uncounted, architecture.dtype_bytes)
+    return CostModel(
+        parts,
+        ordered,
+        length,
+        architecture.uncounted,
+        architecture.dtype_bytes,
+        tuple(unit for unit in units if unit.kind == "outer"),
+    )

@@ -60,7 +60,10 @@ def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
 
     return {
         "weight_bytes": Cost(
-            size * (architecture.outer_params + architecture.shared), weights, per_byte=1
+            size * (architecture.outer_params + architecture.shared),
+            weights,
+            per_byte=1,
+            per_outer_byte=1,
         ),
         "kv_bytes": Cost(0, cache, each_use=True),
     }

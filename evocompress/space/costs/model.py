@@ -10,11 +10,11 @@ import numpy as np
 
 from evocompress.core.arrays import Floats, Integers
 from evocompress.core.storage import storage_type
-from evocompress.core.types import DENSE, Candidate, Level
+from evocompress.core.types import DENSE, Candidate, Level, Unit
 from evocompress.space.costs.savings import Groups, MatrixSavings
 from evocompress.space.costs.sublayers import Left, Part, level_of
 
-SAVINGS = ("per_zero", "per_byte")
+SAVINGS = ("per_zero", "per_byte", "per_outer_byte")
 """What levels of matrices save, beside what their shapes do, by the name in `Cost`."""
 
 
@@ -27,6 +27,7 @@ class Cost:
         amount: What a sub-layer adds, from the part that a level leaves of the sub-layer.
         per_zero: What one zero in a matrix saves.
         per_byte: What each byte saves that a matrix takes less than in the model's own type.
+        per_outer_byte: The same of the embedding and the head.
         each_use: What several blocks share counts in each of them, at its full width. Otherwise it
             counts in the base.
 
@@ -39,6 +40,7 @@ class Cost:
     amount: Callable[[Part, Left], float]
     per_zero: float = 0.0
     per_byte: float = 0.0
+    per_outer_byte: float = 0.0
     each_use: bool = False
 
 
@@ -52,7 +54,7 @@ class CostTable:
         names: The C costs.
         base: What no candidate can save (C,).
         amounts: What each sub-layer adds in each of its states (P, S, C).
-        homes: For each of M matrices the index of its sub-layer (M,).
+        homes: For each of M matrices the index of its sub-layer (M,), outside one of its block.
         savings: What levels of matrices save.
 
     Examples:
@@ -178,6 +180,7 @@ class CostModel:
         length: Tokens of the sequence that FLOPs and cache are counted for.
         uncounted: Module path of something whose FLOPs are not all counted; empty if nothing.
         dtype_bytes: Of a weight in the model's own type.
+        outer: The embedding and the head.
 
     Examples:
         >>> from evocompress.testing.examples import space
@@ -190,6 +193,7 @@ class CostModel:
     length: int
     uncounted: str = ""
     dtype_bytes: int = 0
+    outer: tuple[Unit, ...] = ()
 
     def dense(self) -> dict[str, float]:
         """The costs of the unchanged model."""
@@ -256,18 +260,24 @@ class CostModel:
         left = part.left(level)
         return np.array([cost.amount(part, left) for cost in self.costs.values()])
 
-    def _saved(self, matrix: str, level: Level, state: Level) -> tuple[int, int]:
+    def _saved(self, matrix: str, level: Level, state: Level) -> tuple[int, int, int]:
         """What a matrix saves at a level while its sub-layer is in a state, as in `SAVINGS`."""
+        outside = next((unit.shape for unit in self.outer if unit.name == matrix), None)
+        if outside is not None:
+            return 0, 0, self._saved_bytes(level, *outside)
         if state.drop:
-            return 0, 0
+            return 0, 0, 0
         part = self.parts[self._homes[matrix]]
         unit = next(unit for unit in part.matrices if unit.name == matrix)
         rows, columns = part.shape(unit, state)
         zeros = level.zeros_left(unit.numel, rows * columns)
+        return zeros, self._saved_bytes(level, rows, columns), 0
+
+    def _saved_bytes(self, level: Level, rows: int, columns: int) -> int:
+        """What the type of a matrix (rows, columns) saves."""
         if not level.bits:
-            return zeros, 0
-        stored = storage_type(level.bits).bytes(rows, columns)
-        return zeros, rows * columns * self.dtype_bytes - stored
+            return 0
+        return rows * columns * self.dtype_bytes - storage_type(level.bits).bytes(rows, columns)
 
     @cached_property
     def _base(self) -> Floats:
@@ -275,13 +285,14 @@ class CostModel:
 
     @cached_property
     def _per(self) -> Floats:
-        """What one of each of `SAVINGS` saves (2, C)."""
+        """What one of each of `SAVINGS` saves (3, C)."""
         return np.array([[getattr(c, name) for c in self.costs.values()] for name in SAVINGS])
 
     @cached_property
     def _homes(self) -> dict[str, int]:
-        """For each sub-layer and matrix the index of its part."""
-        return {
+        """For each sub-layer and matrix the index of its part, outside of the blocks of any."""
+        blocks = [part.unit.block for part in self.parts]
+        return {unit.name: blocks.index(unit.block) for unit in self.outer} | {
             unit.name: index
             for index, part in enumerate(self.parts)
             for unit in (part.unit, *part.matrices)
