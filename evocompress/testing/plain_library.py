@@ -8,11 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from evocompress.core.canonical import MATRICES
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import DENSE, Level, Unit
 from evocompress.core.widths import axis_lengths
 from evocompress.models.families.base import block_matrices
 from evocompress.models.families.coupling import Kept, index_of
+from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel
 
 
@@ -20,18 +22,19 @@ class PlainLibrary:
     """Levels with the dense model's own weights: cut at random, never updated.
 
     A dense model in which the cut heads or channels are silenced computes the same as the narrowed
-    one, and so can be its reference. A level that needs a bias gets a random one.
+    one, and so can be its reference. A level that needs a bias gets a random one. A type of an
+    embedding or a head adds a little noise.
     """
 
     fingerprint = "0123456789abcdef"
 
     def __init__(self, loaded: LoadedModel) -> None:
         family, model = loaded.family, loaded.model
-        self.units = family.units(model).by_name
+        self.units = every_unit(family, model).by_name
         self.dense = {
             name: model.get_parameter(f"{name}.weight").data
             for name, unit in self.units.items()
-            if unit.kind == "matrix"
+            if unit.kind in MATRICES
         }
         self._architecture = family.architecture(model)
         self._transposed = any(matrix.transposed for matrix in family.matrices)
@@ -44,6 +47,9 @@ class PlainLibrary:
 
     def load(self, unit: str, level: Level, width: Level = DENSE) -> dict[str, Tensor]:
         """See `evocompress.compression.library.store.Library.load`."""
+        if self.units[unit].kind == "outer":
+            noise = torch.randn(self.dense[unit].shape, generator=_generator(unit, level))
+            return {"weight": self.dense[unit] + 0.01 * noise.to(self.dense[unit])}
         if self.units[unit].kind == "matrix":
             return {"weight": self._sparse(unit, level, width)}
         kept = self.kept(unit, level)

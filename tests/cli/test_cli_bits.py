@@ -19,7 +19,7 @@ EVERYTHING = {
     "drop": {},
     "width": {"multiple_of": 32, "kv_groups": [1], "group_heads": [2]},
     "sparsity": {"target": 0.25, "levels": 1},
-    "bits": {"types": ["q8_0", "q5_0", "q4_0"]},
+    "bits": {"types": ["q8_0", "q5_0", "q4_0"], "scope": ["matrices", "embeddings"]},
     "budget": {"bits_per_weight": 5.2},
 }
 

@@ -15,6 +15,7 @@ from evocompress.models.backward import (
     read_gradients,
     short_of_memory,
 )
+from evocompress.models.families.outer import every_unit
 from evocompress.testing.tiny import tiny_loaded
 
 IDS = torch.randint(256, (1, 12), generator=torch.Generator().manual_seed(5))
@@ -26,15 +27,17 @@ def loaded(request):
 
 
 def gradients(loaded, **options):
-    """{(loss, parameter): gradient} of the matrices and biases of the blocks, for two losses."""
-    path = loaded.family.layers_path
-    named = {n: p for n, p in loaded.model.named_parameters() if n.startswith(path)}
+    """{(loss, parameter): gradient} of the blocks, the embedding and the head, for two losses."""
+    units = every_unit(loaded.family, loaded.model)
+    outer = [f"{unit.name}.weight" for unit in units if unit.kind == "outer"]
+    parts = (f"{loaded.family.layers_path}.", *outer)
+    named = {n: p for n, p in loaded.model.named_parameters() if n.startswith(parts)}
     found = {}
 
     def reader(loss):
         def take(name, gradient):
-            assert (loss, name) not in found
-            found[loss, name] = gradient.clone()
+            assert (loss, name) not in found or name in outer
+            found[loss, name] = found.get((loss, name), 0) + gradient.clone()
 
         return take
 

@@ -73,10 +73,11 @@ def candidates(loaded):
     sparse = (matrix.name, Level(zeros=matrix.numel // 2))
     narrow = (f"{path}.3.mlp", Level(channels=48))
     few = (f"{path}.4.attention", heads)
+    typed = {u: Level(bits="q4_0") for u, v in LiveModel(loaded).units.items() if v.kind == "outer"}
     return [
         Candidate(),
         Candidate((narrow, (f"{path}.5.mlp", DROP))),
-        Candidate((narrow, few, (f"{path}.5.mlp", DROP))),
+        Candidate(tuple(sorted((narrow, few, (f"{path}.5.mlp", DROP), *typed.items())))),
         Candidate((sparse, narrow)),
         dropped(loaded, "1.attention", "1.mlp"),
     ]
@@ -164,6 +165,7 @@ def test_estimates_are_those_of_the_whole_model(kind):
     for loaded in (whole, counted.loaded):
         unit = f"{loaded.family.layers_path}.2.mlp"
         levels = {unit: (DENSE, Level(channels=32), DROP)}
+        levels["model.embed_tokens"] = (DENSE, Level(bits="q4_0"))
         with LiveModel(loaded, PlainLibrary(loaded)) as live:
             candidate = dropped(loaded, "1.mlp")
             subject = Subject(live, micro_batches(loaded), candidate, levels)

@@ -1,5 +1,7 @@
 """Matrices of coarser types: made after zeros and widths, and read back from what is stored."""
 
+from itertools import product
+
 import pytest
 import torch
 from library_setting import Setting, brute_force_inputs, matrix_units
@@ -14,6 +16,7 @@ from evocompress.compression.quantization.quantized import quantize_all
 from evocompress.core.errors import LibraryError
 from evocompress.core.storage import STORAGE
 from evocompress.core.types import DENSE, Candidate, Level
+from evocompress.models.families.outer import every_unit
 
 TYPES = ("q8_0", "q4_1", "q4_0")
 GROUPED = ("w4g32", "w3g32z")
@@ -64,6 +67,33 @@ def test_levels_are_as_by_hand(names, tmp_path):
             parts = library.parts(name, level)
             assert sum(part.nbytes for part in parts.values()) == task.kind.bytes(*weight.shape)
             assert library.error(name, level) > 0
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("names", [TYPES, GROUPED], ids=["gguf", "groups"])
+def test_a_head_is_rounded_by_what_it_reads_and_an_embedding_row_by_row(
+    names, model_type, tmp_path
+):
+    setting = Setting(model_type, hessians="propagated")
+    units = every_unit(setting.loaded.family, setting.loaded.model)
+    outer = {unit.name: unit.role for unit in units if unit.kind == "outer"}
+    levels = [DENSE, *(Level(bits=name) for name in names)]
+    library = setting.build(tmp_path / "library", wanted=dict.fromkeys(outer, levels))
+    known = statistics_of(setting, "lm_head")
+    ones = Statistics(squares=torch.ones(64), sequences=1)
+    alone = "embedding" if len(outer) == 2 else ""
+    for (name, role), level in product(outer.items(), levels[1:]):
+        weight = setting.loaded.model.get_parameter(f"{name}.weight").data
+        ways = (ones, "nearest") if role == alone else (known, "gptq")
+        (made,) = quantize_all([RoundingTask(weight, STORAGE[level.bits])], *ways, weight.dtype)
+        assert_near(library.load(name, level)["weight"], made.weight)
+        parts = library.parts(name, level).values()
+        assert sum(p.nbytes for p in parts) == STORAGE[level.bits].bytes(*weight.shape)
+        change = made.weight - weight
+        share = (change @ ones.squares.diag() if role == alone else change @ known.gram).mul(change)
+        energy = weight.square() if role == alone else (weight @ known.gram).mul(weight)
+        error = float(share.sum() / energy.sum())
+        assert library.error(name, level) == pytest.approx(error, rel=0.05)
 
 
 def test_what_is_stored_is_what_is_computed_with(tmp_path):

@@ -16,7 +16,7 @@ from evocompress.models.backward import Outputs
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_loaded
 
-STEPS = {"llama": 1e-2, "phi3": 1e-2, "gpt2": 1e-5, "opt": 1e-5}
+STEPS = {"llama": 1e-2, "phi3": 1e-2, "qwen3": 1e-2, "gpt2": 1e-5, "opt": 1e-5}
 """Of the way to a level. RMS norms round to float32 inside, which a small step would measure;
 OPT's ReLU has kinks, over which a large one would go."""
 
@@ -29,7 +29,7 @@ def sequences():
     return [torch.randint(256, (2, 12), generator=generator)]
 
 
-@pytest.fixture(params=["llama", "gpt2", *LONG])
+@pytest.fixture(params=["llama", "gpt2", "qwen3", *LONG])
 def live(request):
     loaded = tiny_loaded(request.param)
     with LiveModel(loaded, PlainLibrary(loaded)) as live:
@@ -49,6 +49,8 @@ def asked(live):
     for name, unit in live.units.items():
         if unit.kind == "matrix" and unit.block == 1:
             levels[name] = (Level(zeros=unit.numel // 4), Level(zeros=unit.numel // 2))
+        if unit.kind == "outer":
+            levels[name] = (DENSE, Level(bits="q8_0"))
     return levels
 
 
