@@ -18,6 +18,7 @@ from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.running import Programs, Running
 from evocompress.export.stored import TypeRules
 from evocompress.models.families.base import block_matrices
+from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel, once
 
 KERNEL_BITS = (4, 8)
@@ -76,12 +77,13 @@ def _rules(loaded: LoadedModel) -> TypeRules:
 
 def _words(loaded: LoadedModel) -> dict[str, str]:
     """For each matrix a word for its sub-layer, or expert, and what it reads."""
-    units, names = loaded.family.units(loaded.model).by_name, loaded.family.block_names
+    units, names = every_unit(loaded.family, loaded.model).by_name, loaded.family.block_names
     found = {
         f"{names[index]}.{matrix.path}": f"{names[index]}.{matrix.owner}.{matrix.input}"
         for index, matrices in enumerate(block_matrices(loaded.family, loaded.model))
         for matrix in matrices
     }
+    found |= {name: name for name, unit in units.items() if unit.kind == "outer"}
     return {name: word for name, word in found.items() if name in units}
 
 
