@@ -28,6 +28,7 @@ def model_card(
     parts: Sequence[Part],
     loading: str,
     notes: Sequence[str] = (),
+    outer: Sequence[Unit] = (),
 ) -> str:
     """The text of README.md.
 
@@ -37,6 +38,7 @@ def model_card(
         parts: The sub-layers and experts of the dense model.
         loading: Lines of Python that load the checkpoint.
         notes: Paragraphs about its format or weights.
+        outer: The embedding and the head.
     """
     # A local path would be wrong as a hub id on any other machine.
     hub_id = HUB_ID.fullmatch(record.source) and not Path(record.source).exists()
@@ -48,7 +50,7 @@ def model_card(
         f"Made by evocompress from {as_code(record.source)} (fingerprint "
         f"`{record.model_fingerprint}`). Candidate `{record.id}`; `candidate.json` has every "
         "detail.",
-        *_what_was_done(candidate, parts),
+        *_what_was_done(candidate, parts, outer),
         _cost_table(record),
         *notes,
         "## Loading",
@@ -57,12 +59,12 @@ def model_card(
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _what_was_done(candidate: Candidate, parts: Sequence[Part]) -> list[str]:
+def _what_was_done(candidate: Candidate, parts: Sequence[Part], outer: Sequence[Unit]) -> list[str]:
     levels = candidate.by_name
     text = ["## What was done", *_dropped(levels, parts), *_merged(levels)]
     if any(level.narrow for level in levels.values()):
         text += [WIDTH_NOTE, _width_table(levels, parts)]
-    text += [*_zeros(levels, parts), *_types(levels, parts)]
+    text += [*_zeros(levels, parts), *_types(levels, parts, outer)]
     return text if len(text) > 1 else [*text, "Nothing: this is the dense model."]
 
 
@@ -122,7 +124,9 @@ def _zeros(levels: Mapping[str, Level], parts: Sequence[Part]) -> Iterator[str]:
         yield f"{len(zeros)} matrices have zeros: {share}. {SPARSE_NOTE}"
 
 
-def _types(levels: Mapping[str, Level], parts: Sequence[Part]) -> Iterator[str]:
+def _types(
+    levels: Mapping[str, Level], parts: Sequence[Part], outer: Sequence[Unit]
+) -> Iterator[str]:
     """How many matrices are stored in which type, and their bytes."""
     counts: dict[str, list[int]] = defaultdict(list)
     for part in parts:
@@ -130,11 +134,19 @@ def _types(levels: Mapping[str, Level], parts: Sequence[Part]) -> Iterator[str]:
         for unit in part.matrices:
             if (name := levels.get(unit.name, DENSE).bits) and not state.drop:
                 counts[name].append(storage_type(name).bytes(*part.shape(unit, state)))
+    typed = [(unit, levels[unit.name].bits) for unit in outer if unit.name in levels]
+    for unit, name in typed:
+        counts[name].append(storage_type(name).bytes(*(unit.shape or (0, 0))))
     if counts:
         order = sorted(counts, key=lambda name: storage_type(name).bits_per_weight, reverse=True)
         rows = [f"| {n} | {len(counts[n])} | {sum(counts[n]):,} |" for n in order]
         yield "Matrices in coarser types; `candidate.json` has the type of each:"
         yield "\n".join(["| type | matrices | bytes |", "|---|---|---|", *rows])
+    if typed:
+        words = " and ".join(
+            f"the {unit.role} {as_code(unit.name)} in {name}" for unit, name in typed
+        )
+        yield f"Among them {words}."
 
 
 def _cost_table(record: Record) -> str:

@@ -24,6 +24,7 @@ from evocompress.export.healed import checkpoint_state
 from evocompress.export.record import Record, write_record
 from evocompress.export.stored import StoredMatrices, lane_of, stored_matrices
 from evocompress.export.weights import LevelWeights, compressed_state
+from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel
 from evocompress.space.costs import cost_parts
 
@@ -162,7 +163,8 @@ def _card(
     family, form = loaded.family, FORMATS[record.format]
     parts = cost_parts(family.units(loaded.model), family.architecture(loaded.model))
     own_notes = [note for note in (form.note(loaded, candidate), *notes) if note]
-    return model_card(record, candidate, parts, _loading(loaded, form, name), own_notes)
+    outer = [unit for unit in every_unit(family, loaded.model) if unit.kind == "outer"]
+    return model_card(record, candidate, parts, _loading(loaded, form, name), own_notes, outer)
 
 
 def check_weights(name: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from evocompress.compression.library import build_library
+from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import LibraryConfig, SpaceConfig
 from evocompress.core.errors import ConfigError, ExportError
 from evocompress.core.space_config import BitsSpace
@@ -120,6 +121,32 @@ def test_transformers_generates_the_same(made, tmp_path):
         model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
         logits.append(model(ids).logits)
     torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-4)
+
+
+def test_a_head_is_packed_and_an_embedding_is_not(tmp_path):
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM
+
+    loaded = load(str(tiny_checkpoint(tmp_path / "model", "qwen3")))
+    names, typed = ("lm_head", "model.embed_tokens"), Level(bits="w4g32")
+    wanted = dict.fromkeys(names, [DENSE, typed])
+    tokens = torch.randint(1, 250, (8, 32), generator=torch.Generator().manual_seed(0))
+    config, path = LibraryConfig(), tmp_path / "library"
+    library = build_library(loaded, wanted, tokens, "tokens", config, path, batch=4)
+    head, form = Candidate(((names[0], typed),)), "compressed-tensors"
+    out = materialize(loaded, library, head, tmp_path / "head", format=form)
+    assert read_back(out)[0].keys() == {"lm_head.weight"}
+    ids = torch.arange(1, 30)[None]
+    with LiveModel(loaded, library) as live:
+        live.apply(head)
+        expected = loaded.model(ids).logits
+    model = AutoModelForCausalLM.from_pretrained(out)
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-3, atol=1e-4)
+    both = Candidate(tuple((name, typed) for name in names))
+    with pytest.raises(ExportError, match="packs linear layers, and model.embed_tokens is a Emb"):
+        materialize(loaded, library, both, tmp_path / "both", format=form)
+    for fits in (form, "compressed-tensors-vllm"):
+        assert type_rules_of(fits, loaded, uneven=True).untyped == {"model.embed_tokens"}
 
 
 def test_experts_are_refused_by_name():

@@ -8,6 +8,7 @@ from evocompress.core.errors import BudgetError, ConfigError
 from evocompress.core.storage import STORAGE
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export.formats import type_rules_of
+from evocompress.models.families.outer import every_unit
 from evocompress.space import sampling
 from evocompress.space.budget import minimal_genomes
 from evocompress.space.build import build_space
@@ -17,9 +18,9 @@ MLP = "model.layers.1.mlp"
 UP, DOWN = f"{MLP}.up_proj", f"{MLP}.down_proj"
 
 
-def spaced(**config):
-    loaded = tiny_loaded()
-    units = list(loaded.family.units(loaded.model))
+def spaced(model_type="llama", **config):
+    loaded = tiny_loaded(model_type)
+    units = list(every_unit(loaded.family, loaded.model))
     architecture = loaded.family.architecture(loaded.model)
     return build_space(units, architecture, SpaceConfig.model_validate(config))
 
@@ -316,3 +317,80 @@ def test_refused(config, error, message):
 def test_refused_types(types, message):
     with pytest.raises(ValueError, match=message):
         SpaceConfig.model_validate({"bits": {"types": types}})
+
+
+TIED, APART = "llama", "qwen3"
+"""Models whose head is the embedding, and is not."""
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "scope", "named"),
+    [
+        (TIED, ["embeddings"], [EMBEDDING]),
+        (TIED, ["head"], [EMBEDDING]),
+        (TIED, ["matrices", "head", "embeddings"], [EMBEDDING]),
+        (APART, ["embeddings", "head"], [EMBEDDING, HEAD]),
+        (APART, ["matrices", "head"], [HEAD]),
+        (APART, ["matrices"], []),
+    ],
+)
+def test_what_is_in_scope_has_levels(model_type, scope, named):
+    space = spaced(model_type, bits={"types": ["dense", "q8_0", "q4_0"], "scope": scope})
+    names = [unit.name for unit in space.units]
+    inside = [unit.name for unit in matrices(space)] if "matrices" in scope else []
+    assert names == inside + named
+    rng, dense = np.random.default_rng(5), space.cost_model.dense()
+    genomes = rng.integers(0, space.encoding.sizes, (20, len(names)))
+    found = space.costs(genomes)
+    sizes = {unit.name: unit.shape for unit in space.encoding.tree if unit.shape}
+    for genome, weight_bytes, bits in zip(
+        genomes, found["weight_bytes"], found["bits_per_weight"], strict=True
+    ):
+        candidate = space.candidate(genome)
+        assert np.array_equal(space.genome(candidate), genome)
+        kinds = {name: STORAGE[level.bits] for name, level in candidate.by_name.items()}
+        saved = {n: 4 * np.prod(sizes[n]) - k.bytes(*sizes[n]) for n, k in kinds.items()}
+        assert weight_bytes == dense["weight_bytes"] - sum(saved.values())
+        ours = 8 * sum(saved[n] for n in inside if n in saved)
+        weights = dense["matrix_nonzeros"]
+        assert bits == pytest.approx(dense["bits_per_weight"] - ours / weights)
+        usage = space.cost_model.of([candidate])
+        assert usage["weight_bytes"].item() == weight_bytes
+
+
+def test_an_embedding_is_there_whatever_is_dropped():
+    space = spaced(
+        bits={"types": ["dense", "q4_0"], "scope": ["matrices", "embeddings"]},
+        drop={"protect": []},
+        budget={"weight_bytes": 0.4},
+    )
+    gene = [unit.name for unit in space.units].index(EMBEDDING)
+    rng = np.random.default_rng(0)
+    drawn = np.stack([sampling.random(space, rng) for _ in range(40)])
+    assert {*drawn[:, gene].tolist()} == {0, 1}
+    for genome in drawn:
+        assert (EMBEDDING in space.candidate(genome).by_name) == bool(genome[gene])
+    usage = space.budget_usage_by_part(drawn).sum(1) * space.budget["weight_bytes"]
+    base = space.table.only(["weight_bytes"]).base
+    assert np.allclose(usage[:, 0] + base, space.costs(drawn)["weight_bytes"])
+
+
+def test_what_a_model_does_not_have_is_no_scope():
+    bits = {"types": ["q4_0"], "scope": ["head"]}
+    with pytest.raises(ConfigError, match="'head' is for models that tell the next token, and"):
+        spaced("bert", bits=bits)
+    with pytest.raises(ConfigError, match="'model.embed_tokens' can have 64 inputs, no multiple"):
+        spaced(bits={"types": ["q4_k"], "scope": ["embeddings"]})
+    with pytest.raises(ValueError, match="scope"):
+        spaced(bits=bits | {"scope": ["heads"]})
+    loaded = tiny_loaded()
+    inside = loaded.family.units(loaded.model)
+    config = SpaceConfig.model_validate({"bits": bits})
+    with pytest.raises(ConfigError, match="this model has no embedding that is a plain matrix"):
+        build_space(inside, loaded.family.architecture(loaded.model), config)
+    config = config.model_copy(update={"fits": "gguf"})
+    units = every_unit(loaded.family, loaded.model)
+    with pytest.raises(ConfigError, match="format 'gguf' cannot hold 'model.embed_tokens' in a"):
+        build_space(units, loaded.family.architecture(loaded.model), config, untyped=[EMBEDDING])
