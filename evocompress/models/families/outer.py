@@ -18,7 +18,7 @@ def every_unit(family: Family, model: PreTrainedModel) -> UnitTree:
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
-        >>> loaded = tiny_loaded("llama")
+        >>> loaded = tiny_loaded("qwen3")
         >>> [unit.name for unit in every_unit(loaded.family, loaded.model)[-2:]]
         ['model.embed_tokens', 'lm_head']
     """
