@@ -12,6 +12,7 @@ from evocompress.core.types import Candidate
 from evocompress.export import materialize
 from evocompress.export.gguf_architectures import ARCHITECTURES, architecture_of
 from evocompress.export.gguf_tensors import gguf_name
+from evocompress.models.families.outer import every_unit
 from evocompress.search.baselines.llama_cpp_rules import MIXES, mix_types
 from evocompress.testing.engines import llama_cpp_quantize, why_missing
 from evocompress.testing.tiny import loaded as loaded_as
@@ -28,6 +29,10 @@ LAYERS = 17
 MODELS = {
     "some rows of 256": ("llama", {"intermediate_size": 512, "num_key_value_heads": 2}),
     "all rows of 256": ("llama", {"hidden_size": 256, "intermediate_size": 512}),
+    "one matrix for embedding and head": (
+        "llama",
+        {"hidden_size": 256, "intermediate_size": 512, "tie_word_embeddings": True},
+    ),
     "one key-value head": ("llama", {"intermediate_size": 256, "num_key_value_heads": 1}),
     "eight experts": ("mixtral", {"intermediate_size": 256, "num_local_experts": 8}),
     "four experts": ("mixtral", {"intermediate_size": 256, "num_local_experts": 4}),
@@ -82,9 +87,9 @@ def tensor_name(loaded, unit):
 @pytest.mark.parametrize(("name", "imatrix"), CASES)
 def test_every_tensor_has_the_type_that_the_rules_say(models, name, imatrix, tmp_path):
     loaded, source = models(name)
-    units = loaded.family.units(loaded.model)
+    units = every_unit(loaded.family, loaded.model)
     shapes = {t.name: t.shape.tolist() for t in gguf.GGUFReader(source).tensors}
-    places = {u.name: tensor_name(loaded, u.name) for u in units if u.kind == "matrix"}
+    places = {u.name: tensor_name(loaded, u.name) for u in units if u.shape}
     inputs = {name: prod([shapes[name][0], *shapes[name][2:]]) for name in places.values()}
     importance = {name: [1.0] * count for name, count in inputs.items()} if imatrix else None
     targets = {mix: tmp_path / f"{mix}.gguf" for mix in MIXES}

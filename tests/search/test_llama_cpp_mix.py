@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
 from evocompress.core.requests import Pool
+from evocompress.core.types import Unit
 from evocompress.search.base import Problem
 from evocompress.search.baselines.llama_cpp_mix import LlamaCppMix
 from evocompress.search.baselines.llama_cpp_rules import MIXES, mix_types
@@ -103,6 +104,19 @@ def test_a_large_model_has_finer_values():
     found = mix_types("Q4_K_S", deep.units(), imatrix=False)
     assert found["model.layers.40.self_attn.v_proj"] == "q5_k"
     assert found["model.layers.40.self_attn.q_proj"] == "q4_k"
+
+
+def test_the_head_is_finer_also_where_it_is_the_embedding():
+    units = Decoder(hidden=256, heads=4, ffn=256).units()
+    outer = [
+        Unit(name, "outer", None, block, role, shape=(64, 256))
+        for name, block, role in (("embed", 0, "embedding"), ("lm_head", 3, "head"))
+    ]
+    found = mix_types("Q4_K_M", [*units, *outer], imatrix=False)
+    assert (found["embed"], found["lm_head"]) == ("q4_k", "q6_k")
+    assert mix_types("Q4_K_M", [*units, outer[0]], imatrix=False)["embed"] == "q6_k"
+    narrow = replace(outer[0], shape=(64, 96))
+    assert mix_types("Q4_K_M", [*units, narrow], imatrix=False)["embed"] == "q8_0"
 
 
 def test_matrices_whose_roles_are_unknown_are_refused():

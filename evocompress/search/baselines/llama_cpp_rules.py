@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from evocompress.core.canonical import MATRICES
 from evocompress.core.errors import ConfigError
 from evocompress.core.storage import storage_type
 from evocompress.core.types import Unit
 from evocompress.core.units import UnitTree
 
-TensorRole = Literal["value", "key", "output", "down", "other"]
+TensorRole = Literal["value", "key", "output", "down", "head", "other"]
 """What llama.cpp tells apart: values (also beside queries and keys in one matrix), keys, the last
-matrix of an attention, the last one of an MLP or expert, and all others."""
+matrix of an attention, the last one of an MLP or expert, the head, which the embedding may be as
+well, and all others."""
 
 MANY = 8
 """Experts of a mixture of Mixtral's size, for which some rules are others."""
@@ -157,7 +159,7 @@ def mix_types(mix: str, units: Sequence[Unit], *, imatrix: bool) -> dict[str, st
 
     Args:
         mix: A key of `MIXES`.
-        units: All units of the dense model.
+        units: All units of the dense model; embedding and head may be among them.
         imatrix: Whether the file is made with an importance matrix.
 
     Raises:
@@ -170,7 +172,7 @@ def mix_types(mix: str, units: Sequence[Unit], *, imatrix: bool) -> dict[str, st
         >>> [types[f"model.layers.5.{name}"] for name in ("self_attn.v_proj", "mlp.down_proj")]
         ['q8_0', 'q6_k']
     """
-    matrices = [unit for unit in units if unit.kind == "matrix"]
+    matrices = [unit for unit in units if unit.kind in MATRICES]
     tree = UnitTree(units)
     roles = {unit.name: _role(unit, tree) for unit in matrices}
     _check_known(matrices, roles, tree)
@@ -187,8 +189,16 @@ def mix_types(mix: str, units: Sequence[Unit], *, imatrix: bool) -> dict[str, st
         count = values if role == "value" else blocks
         place = MatrixPlace(index, count, queries, experts, imatrix)
         seen[role] += 1
-        found[unit.name] = _fitting(_chosen(base, rules, role, place, blocks), unit, mix)
+        kind = _of_head(base, unit) if role == "head" else _chosen(base, rules, role, place, blocks)
+        found[unit.name] = _fitting(kind, unit, mix)
     return found
+
+
+def _of_head(base: str, unit: Unit) -> str:
+    """The type of the head, which is finer than that of the blocks."""
+    assert unit.shape is not None
+    fits = storage_type(base).fits(unit.shape[1])
+    return "q6_k" if fits and base != "q8_0" else "q8_0"
 
 
 def _chosen(
@@ -220,6 +230,9 @@ def _fitting(name: str, unit: Unit, mix: str) -> str:
 
 def _role(unit: Unit, tree: UnitTree) -> TensorRole:
     """What a matrix is to llama.cpp, by what its rows and columns are."""
+    if unit.kind == "outer":
+        alone = not any(other.role == "head" for other in tree if other.kind == "outer")
+        return "head" if unit.role == "head" or alone else "other"
     if tree.sublayer(unit).kind != "attention":
         return "down" if unit.columns else "other"
     if unit.of_cache:
@@ -233,8 +246,9 @@ def _role(unit: Unit, tree: UnitTree) -> TensorRole:
 
 def _check_known(matrices: Sequence[Unit], roles: Mapping[str, TensorRole], tree: UnitTree) -> None:
     """Refuses a model with a sub-layer of which no matrix is known to be the last one."""
-    found = {tree.sublayer(unit).name: unit.name for unit in matrices}
-    known = {tree.sublayer(u).name for u in matrices if roles[u.name] in ("output", "down")}
+    inside = [unit for unit in matrices if unit.kind == "matrix"]
+    found = {tree.sublayer(unit).name: unit.name for unit in inside}
+    known = {tree.sublayer(u).name for u in inside if roles[u.name] in ("output", "down")}
     for sublayer, matrix in found.items():
         if sublayer not in known:
             raise ConfigError(
