@@ -12,13 +12,14 @@ llama.cpp runs all files and the dense one on held-out sequences, in the environ
 `make engines` makes: the KL is that of its own logits. Figures: `{file}_mib`; `{file}_kl`;
 `{file}_torch_kl` of the candidate in memory, by transformers, and `engine_kl_error`, by how much
 the two differ at most, of which `engine_kl_allowed` is 0.01 and 3%; `vs_default_mix_kl_ratio` of
-`auto` to ``llama_cpp``, and to the others; tokens per second of a prefill and of generation.
+`auto` to ``llama_cpp``, and to the others; tokens per second of a prefill and of generation, and
+the same as multiples of the dense file's, which took turns with the file.
 
     python benchmarks/gguf_engine.py --calibration wikitext2-valid.txt --heldout wikitext2-test.txt
         --sequences 20 --json gguf_engine.json
 
 Searches, files and comparisons are kept in the results folder: an interrupted run goes on.
-``--quick`` does all on a tiny model.
+``--files`` takes some; ``--quick`` does all on a tiny model.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from typing import Any
 
 import torch
 from cells import cell
-from common import Figure, emit
+from common import Figure, emit, median_ratio
 from healing import quick_setup
 from permuted import permuted_copy
 from texts import parsed, text_parser
@@ -76,6 +77,7 @@ class Setup:
         sequences: How many of it judge.
         new_tokens: That are timed.
         repeats: How often.
+        files: What is compared.
     """
 
     folder: Path
@@ -88,6 +90,7 @@ class Setup:
     sequences: int
     new_tokens: int = 32
     repeats: int = 5
+    files: Sequence[str] = (*SEARCHED, *MADE)
 
 
 def main() -> None:
@@ -106,6 +109,8 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = text_parser(__doc__.splitlines()[0], "gguf_engine", heals=False)
     parser.add_argument("--tokens", type=int, default=220_000, help="of auto")
+    every = [*SEARCHED, *MADE]
+    parser.add_argument("--files", nargs="+", choices=every, default=every, help="only these")
     return parsed(parser)
 
 
@@ -120,6 +125,7 @@ def _full(arguments: argparse.Namespace) -> Setup:
         probe=512,
         heldout=arguments.heldout[0],
         sequences=arguments.sequences,
+        files=arguments.files,
     )
 
 
@@ -147,9 +153,15 @@ class Comparison:
         """Makes nothing yet but the model."""
         self.setup = setup
         self.model = permuted_copy(setup.source, 0, setup.folder / "models")
+        self._contexts: dict[str, RunContext] = {}
 
     def context(self, name: str) -> RunContext:
         """A finished search: of the mix, or of `auto` within the bytes of the mix."""
+        if name not in self._contexts:
+            self._contexts[name] = self._searched(name)
+        return self._contexts[name]
+
+    def _searched(self, name: str) -> RunContext:
         setup, budget = self.setup, 1.0
         search: dict[str, Any] = {"name": "auto", "tokens": setup.tokens}
         if name == "mix":
@@ -197,10 +209,9 @@ class Comparison:
             unfinished.rename(out)
         return out
 
-    def files(self) -> dict[str, Path]:
-        """All but the dense one."""
-        searched = {name: self.written(name) for name in SEARCHED}
-        return searched | {name: self.made(name) for name in MADE}
+    def file(self, name: str) -> Path:
+        """Any of them."""
+        return self.made(name) if name in MADE else self.written(name)
 
     def heldout(self) -> Tensor:
         """The sequences that judge (M, S)."""
@@ -220,18 +231,17 @@ class Comparison:
         model = read_checkpoint(out, dense)
         return {"kl": heldout_quality(dense, {"it": model}, self.heldout())["it"].kl}
 
-    def by_engine(self) -> dict[str, Any]:
-        """What llama.cpp says of all files, by their names."""
-        files = self.files()
+    def by_engine(self, name: str) -> dict[str, Any]:
+        """What llama.cpp says of a file and of the dense one."""
         answer = llama_cpp_compare(
             self.written("dense"),
-            list(files.values()),
+            [self.file(name)],
             self.heldout().tolist(),
             new_tokens=self.setup.new_tokens,
             repeats=self.setup.repeats,
         )
-        found = dict(zip(("dense", *files), answer["files"], strict=True))
-        return {"version": answer["version"], "files": found}
+        dense, own = answer["files"]
+        return {"version": answer["version"], "dense": dense, "own": own}
 
 
 def costs(context: RunContext) -> dict[str, float]:
@@ -269,35 +279,57 @@ def _importance(context: RunContext) -> dict[str, list[float]]:
 
 
 def _figures(setup: Setup) -> dict[str, Figure]:
-    """The table."""
+    """All that there is of the files."""
     compared, cells = Comparison(setup), setup.folder / "cells"
-    engine = cell(cells, "engine", compared.by_engine)
+    found = {
+        name: cell(cells, f"engine-{name}", partial(compared.by_engine, name))
+        for name in setup.files
+    }
     torch_kl = {
         name: cell(cells, f"torch-{name}", partial(compared.by_torch, name))["kl"]
-        for name in SEARCHED
+        for name in setup.files
+        if name in SEARCHED
     }
-    kl = {name: statistics.fmean(each["kl"]) for name, each in engine["files"].items()}
-    apart = {name: abs(kl[name] - torch_kl[name]) for name in SEARCHED}
-    worst = max(apart, key=lambda name: apart[name] / (0.01 + 0.03 * torch_kl[name]))
-    sizes = {name: path.stat().st_size for name, path in compared.files().items()}
-    sizes |= {"dense": compared.written("dense").stat().st_size}
-    length = setup.calibration["length"]
-    figures: dict[str, Figure] = {"engine": engine["version"]}
-    figures |= {f"{name}_mib": size / 2**20 for name, size in sizes.items()}
-    figures |= {f"{name}_kl": value for name, value in kl.items() if name != "dense"}
+    kl = {name: statistics.fmean(each["own"]["kl"]) for name, each in found.items()}
+    figures: dict[str, Figure] = {"engine": next(iter(found.values()))["version"]}
+    for name in ("dense", *setup.files):
+        figures[f"{name}_mib"] = compared.file(name).stat().st_size / 2**20
+    figures |= {f"{name}_kl": value for name, value in kl.items()}
     figures |= {f"{name}_torch_kl": value for name, value in torch_kl.items()}
-    figures |= {
-        "engine_kl_error": apart[worst],
-        "engine_kl_allowed": 0.01 + 0.03 * torch_kl[worst],
-        "vs_default_mix_kl_ratio": kl["auto"] / kl["llama_cpp"],
-        "vs_imatrix_mix_kl_ratio": kl["auto"] / kl["llama_cpp_imatrix"],
-        "vs_library_mix_kl_ratio": kl["auto"] / kl["mix"],
+    return figures | _errors(kl, torch_kl) | _ratios(kl) | _speeds(setup, found)
+
+
+def _errors(kl: Mapping[str, float], torch_kl: Mapping[str, float]) -> dict[str, Figure]:
+    """How far llama.cpp is from transformers where that is most of what is allowed."""
+    if not torch_kl:
+        return {}
+    allowed = {name: 0.01 + 0.03 * value for name, value in torch_kl.items()}
+    apart = {name: abs(kl[name] - value) for name, value in torch_kl.items()}
+    worst = max(apart, key=lambda name: apart[name] / allowed[name])
+    return {"engine_kl_error": apart[worst], "engine_kl_allowed": allowed[worst]}
+
+
+def _ratios(kl: Mapping[str, float]) -> dict[str, Figure]:
+    """The KL of `auto` as multiples of those of the mix."""
+    others = {"default": "llama_cpp", "imatrix": "llama_cpp_imatrix", "library": "mix"}
+    return {
+        f"vs_{word}_mix_kl_ratio": kl["auto"] / kl[name]
+        for word, name in others.items()
+        if {"auto", name} <= kl.keys()
     }
-    for key, tokens in (("prefill", length), ("generation", setup.new_tokens)):
-        figures |= {
-            f"{name}_{key}_tokens_per_second": tokens / statistics.median(each[key])
-            for name, each in engine["files"].items()
-        }
+
+
+def _speeds(setup: Setup, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Figure]:
+    """Medians over the repeats."""
+    figures: dict[str, Figure] = {}
+    sizes = {"prefill": setup.calibration["length"], "generation": setup.new_tokens}
+    for name, each in found.items():
+        for key, tokens in sizes.items():
+            seconds = each["own"][key]
+            figures |= {
+                f"{name}_{key}_tokens_per_second": tokens / statistics.median(seconds),
+                f"{name}_{key}_vs_dense": median_ratio(each["dense"][key], seconds),
+            }
     return figures
 
 
