@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from transformers import PreTrainedModel
 
-from evocompress.core.errors import EvoCompressError, ExportError, one_line
+from evocompress.core.errors import ConfigError, EvoCompressError, ExportError, one_line
 from evocompress.core.registry import Registry
 from evocompress.core.storage import Lane
 from evocompress.core.types import Candidate
@@ -24,6 +24,7 @@ from evocompress.export.stock import Stock
 from evocompress.export.stored import StoredMatrices, TypeRules
 from evocompress.export.weights import StateDict
 from evocompress.models.loading import LoadedModel
+from evocompress.space.costs import FileLayout
 
 
 @runtime_checkable
@@ -141,6 +142,33 @@ def type_rules_of(name: str | None, loaded: LoadedModel, *, uneven: bool) -> Typ
     if isinstance(form, TypedFormat):
         return form.type_rules(loaded, uneven=uneven)
     return TypeRules()
+
+
+@runtime_checkable
+class SizedFormat(Format, Protocol):
+    """A format of which the size of a file is told before any is written.
+
+    Examples:
+        >>> isinstance(FORMATS["gguf"], SizedFormat)
+        True
+    """
+
+    def file_layout(self, loaded: LoadedModel, *, uneven: bool) -> FileLayout:
+        """What a file is made of; `uneven` as in `TypedFormat.type_rules`."""
+        ...
+
+
+def file_layout_of(name: str, loaded: LoadedModel, *, uneven: bool) -> FileLayout:
+    """What a file of a format is made of.
+
+    Raises:
+        ConfigError: Its size is not foretold.
+    """
+    form = FORMATS[name]
+    if isinstance(form, SizedFormat):
+        return form.file_layout(loaded, uneven=uneven)
+    sized = ", ".join(n for n in FORMATS.usable() if isinstance(FORMATS[n], SizedFormat))
+    raise ConfigError(f"'file_bytes' of format '{name}' is not foretold: give space.fits: {sized}")
 
 
 def obstacle_of(name: str, loaded: LoadedModel, candidate: Candidate) -> str | None:

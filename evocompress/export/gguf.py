@@ -10,6 +10,7 @@ written with zeros.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -28,6 +29,7 @@ from evocompress.export.gguf_architectures import (
 from evocompress.export.gguf_language import has_other_parts, language_type
 from evocompress.export.gguf_measure import gguf_costs
 from evocompress.export.gguf_obstacles import alike_obstacle, uneven_obstacle
+from evocompress.export.gguf_size import gguf_layout, room_for_lists
 from evocompress.export.gguf_tensors import named_tensors
 from evocompress.export.gguf_tokenizer import tokenizer_obstacle
 from evocompress.export.gguf_uneven import has_multipliers
@@ -40,6 +42,7 @@ from evocompress.export.stored import StoredMatrices, TypeRules, every_matrix
 from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel, once
+from evocompress.space.costs import FileLayout
 
 LOADING = """from llama_cpp import Llama  # or in the folder: llama-cli -m model.gguf
 
@@ -140,6 +143,19 @@ class Gguf:
             rules = rules.also(_uneven_rules(loaded))
         return rules
 
+    def file_layout(self, loaded: LoadedModel, *, uneven: bool) -> FileLayout:
+        """That of the largest form of candidates, with room for lists where layers differ."""
+        self.check_package()
+        name = language_type(loaded)
+        forms = []
+        if name in ARCHITECTURES:
+            forms.append(_even_numbers(loaded))
+        if name in UNEVEN and (uneven or name not in ARCHITECTURES):
+            forms.append(_uneven_numbers(loaded))
+        found = [gguf_layout(model, loaded, stored) for model, stored in forms]
+        lists = room_for_lists(loaded) if uneven else 0
+        return replace(found[-1], total=max(layout.total for layout in found) + lists)
+
     def save_typed(
         self,
         model: PreTrainedModel,
@@ -169,17 +185,27 @@ def _uneven_model(loaded: LoadedModel, state: StateDict, candidate: Candidate) -
 @once
 def _even_rules(loaded: LoadedModel) -> TypeRules:
     """Of files whose layers are alike."""
-    stored = every_matrix(loaded)
-    model = Stock().build(loaded, stored.numbered(), Candidate())
+    model, stored = _even_numbers(loaded)
     return stored.rules(named_tensors(model, loaded, architecture_of(loaded, alike=True)))
 
 
 @once
 def _uneven_rules(loaded: LoadedModel) -> TypeRules:
     """Of files whose layers may differ."""
-    stored = every_matrix(loaded)
-    model = _uneven_model(loaded, stored.numbered(), Candidate())
+    model, stored = _uneven_numbers(loaded)
     return stored.rules(named_tensors(model, loaded, architecture_of(loaded, alike=False)))
+
+
+def _even_numbers(loaded: LoadedModel) -> tuple[PreTrainedModel, StoredMatrices]:
+    """What becomes of numbered rows in files whose layers are alike."""
+    stored = every_matrix(loaded)
+    return Stock().build(loaded, stored.numbered(), Candidate()), stored
+
+
+def _uneven_numbers(loaded: LoadedModel) -> tuple[PreTrainedModel, StoredMatrices]:
+    """The same where they may differ."""
+    stored = every_matrix(loaded)
+    return _uneven_model(loaded, stored.numbered(), Candidate()), stored
 
 
 def _is_uneven(loaded: LoadedModel, candidate: Candidate) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evocompress.core.types import UnitKind
 from evocompress.export.gguf_architectures import LlamaCpp
 from evocompress.export.gguf_latent import is_latent
 from evocompress.models.families.uneven import text_config
@@ -149,6 +150,21 @@ def _zero_attention(layer: str, norm: Tensor, head_dim: int, read: int = 0) -> d
         **{f"{layer}.attn_{letter}_norm.weight": scale for letter in letters if letter != "v"},
         f"{layer}.attn_output.weight": matrix.T.contiguous(),
     }
+
+
+def zero_sublayers(
+    found: LlamaCpp, norm: Tensor, loaded: LoadedModel
+) -> dict[UnitKind, dict[str, Tensor]]:
+    """What stands for a missing sub-layer of a kind beside the other one, with the `norm`'s width.
+
+    Nothing where layers are alike, or each may lack what it lacks.
+    """
+    if found.uneven and not found.differing:
+        head_dim = loaded.family.architecture(loaded.model).head_dim
+        both = found.fused or found.own
+        attention = _zero_attention("blk.0", norm, head_dim) if both else {}
+        return {"mlp": _zero_mlp("blk.0", norm), "attention": attention}
+    return {}
 
 
 def _added(

@@ -95,8 +95,6 @@ def write_gguf(
         ExportError: A weight is too large for the type, rows cannot be cut into its blocks, or
             there is no such type.
     """
-    from gguf import GGUFWriter
-
     held = weights or str(model.dtype).removeprefix("torch.")
     if held not in TYPES:
         raise ExportError(
@@ -105,22 +103,46 @@ def write_gguf(
         )
     kind = TYPES[held]
     found = architecture_of(loaded, alike=type(model) is type(loaded.model))
-    tensors = named_tensors(model, loaded, found)
-    writer = GGUFWriter(path, found.name)
-    add_metadata(writer, model, loaded, tensors, found)
-    typed = typed or {}
-    _add_kind(writer, kind, mixed=bool(typed))
-    add_tokenizer(writer, loaded, len(tensors["token_embd.weight"]))
-    for name, tensor in tensors.items():
-        own = typed.get(name)
-        _announce(writer, name, tensor, _type_of(name, tensor, kind) if own is None else own.kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
+    tensors, typed = named_tensors(model, loaded, found), typed or {}
+    writer = announced(model, loaded, path, kind, tensors, typed)
     for name, tensor in tensors.items():
         own = typed.get(name)
         writer.write_tensor_data(_stored(name, tensor, kind) if own is None else own.rows.numpy())
     writer.close()
+
+
+def announced(
+    model: PreTrainedModel,
+    loaded: LoadedModel,
+    path: Path,
+    kind: WeightType,
+    tensors: Mapping[str, Tensor],
+    typed: Mapping[str, TypedRows] | None = None,
+) -> Any:
+    """gguf-py's writer of a file that has everything but the tensors themselves.
+
+    Args:
+        model: Of format ``hf`` or ``stock``.
+        loaded: The dense model.
+        path: The file.
+        kind: The type of matrices that are not `typed`.
+        tensors: What is to come, by llama.cpp's names.
+        typed: The same of coarser types.
+    """
+    from gguf import GGUFWriter
+
+    found, typed = architecture_of(loaded, alike=type(model) is type(loaded.model)), typed or {}
+    writer = GGUFWriter(path, found.name)
+    add_metadata(writer, model, loaded, tensors, found)
+    _add_kind(writer, kind, mixed=bool(typed))
+    add_tokenizer(writer, loaded, len(tensors["token_embd.weight"]))
+    for name, tensor in tensors.items():
+        own = typed.get(name)
+        _announce(writer, name, tensor, type_of(name, tensor, kind) if own is None else own.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer
 
 
 def _add_kind(writer: Any, kind: WeightType, *, mixed: bool) -> None:
@@ -163,11 +185,12 @@ def _stored(name: str, tensor: Tensor, kind: WeightType) -> NDArray[Any]:
 
     values = tensor.detach().float().cpu().contiguous().numpy()
     with np.errstate(over="ignore"):
-        stored: NDArray[Any] = quantize(values, GGMLQuantizationType[_type_of(name, tensor, kind)])
+        stored: NDArray[Any] = quantize(values, GGMLQuantizationType[type_of(name, tensor, kind)])
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         raise ExportError(f"{name} has weights beyond the range of {kind.name}: choose bfloat16")
     return stored
 
 
-def _type_of(name: str, tensor: Tensor, kind: WeightType) -> str:
+def type_of(name: str, tensor: Tensor, kind: WeightType) -> str:
+    """gguf-py's name of the type of a tensor where weights are of a kind."""
     return kind.name if tensor.dim() > 1 and not KEPT.fullmatch(name) else "F32"

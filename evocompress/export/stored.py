@@ -169,19 +169,28 @@ class StoredMatrices:
             numbers: What became of the tensors of a `numbered` state, by their names in a file.
         """
         names = [name.removesuffix(".weight") for name in self.parts]
-        begins, tied = self._begins, {}
+        tied: dict[str, str] = {}
         missing = dict(zip(names, map(len, self.packed.values()), strict=True))
         for place, tensor in numbers.items():
-            found = self._found(tensor) if tensor.dim() > 1 and bool((tensor > 0).any()) else None
-            if found is None or not bool((found > 0).all()):
-                continue
-            counts = (torch.searchsorted(begins, found, right=True) - 1).bincount().tolist()
-            owners = [owner for owner, count in enumerate(counts) if count]
-            for owner in owners:
-                missing[names[owner]] -= counts[owner]
+            owners = self.owners(tensor)
+            for owner, count in owners.items():
+                missing[owner] -= count
                 if len(owners) > 1:
-                    tied[names[owner]] = place
+                    tied[owner] = place
         return TypeRules(tied, frozenset(name for name, rows in missing.items() if rows > 0))
+
+    def owners(self, numbers: Tensor) -> dict[str, int]:
+        """How many rows of which of these matrices a file's tensor is made of, if of nothing else.
+
+        Args:
+            numbers: What became of the tensor of a `numbered` state.
+        """
+        found = self._found(numbers) if numbers.dim() > 1 and bool((numbers > 0).any()) else None
+        if found is None or not bool((found > 0).all()):
+            return {}
+        counts = (torch.searchsorted(self._begins, found, right=True) - 1).bincount().tolist()
+        names = [name.removesuffix(".weight") for name in self.parts]
+        return {names[owner]: count for owner, count in enumerate(counts) if count}
 
     def _found(self, numbers: Tensor) -> Tensor | None:
         """The number of each row (rows,); ``None`` where more was done than to move rows."""

@@ -45,11 +45,13 @@ from evocompress.pipeline.header_facts import genes_digest, table_facts
 from evocompress.pipeline.journal import read_header
 from evocompress.pipeline.loop import Executor
 from evocompress.pipeline.resolve import (
+    all_costs_named,
     costs_named,
     make_searcher,
     packages,
     searcher_settings,
     threads_of,
+    wanted_layout,
 )
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.short_healing import HealEach, heal_each
@@ -161,18 +163,17 @@ class RunContext:
         obstacle = None if form is None else partial(obstacle_of, form, self.loaded)
         uneven, typed = bool(config.width or config.drop), form if config.bits else None
         rules = type_rules_of(typed, self.loaded, uneven=uneven)
+        architecture = self.loaded.family.architecture(self.loaded.model)
         return build_space(
             self.units,
-            replace(
-                self.loaded.family.architecture(self.loaded.model),
-                dtype_bytes=self.loaded.stored.itemsize,
-            ),
+            replace(architecture, dtype_bytes=self.loaded.stored.itemsize),
             config.model_copy(update={"fits": form}),
             adds_bias=STRUCTURED[self.config.library.width_criterion].adds_bias,
             latency=table,
             obstacle=obstacle,
             tied=rules.tied,
             untyped=rules.untyped,
+            file=wanted_layout(config, self._told, form, self.loaded),
         )
 
     @cached_property
@@ -224,9 +225,7 @@ class RunContext:
     @cached_property
     def timed(self) -> bool:
         """Whether budget or objectives name a cost that only a latency table knows."""
-        told = self._told
-        named = (*costs_named(told, "objectives"), *costs_named(told, "range"))
-        return not {*self.config.space.budget, *named}.isdisjoint(TIMED)
+        return not all_costs_named(self.config.space, self._told).isdisjoint(TIMED)
 
     @property
     def _told(self) -> Mapping[str, Any]:

@@ -11,19 +11,22 @@ from pydantic import BaseModel
 
 from evocompress.compression.criteria import CRITERIA, STRUCTURED
 from evocompress.compression.quantization.ggml import PACKAGES
-from evocompress.core.config import CalibrationConfig, RunConfig, SearchConfig
+from evocompress.core.config import CalibrationConfig, RunConfig, SearchConfig, SpaceConfig
 from evocompress.core.config_file import nearest, validate
 from evocompress.core.env_vars import env_vars_of
 from evocompress.core.errors import ConfigError
 from evocompress.core.requests import Pool
+from evocompress.core.space_config import FITTING
 from evocompress.core.storage import GGUF
 from evocompress.evaluation.proxies import PROXIES, Metric
 from evocompress.export import FORMATS, PROGRAMS, check_program
+from evocompress.export.formats import file_layout_of
 from evocompress.models.families import FAMILIES, Family, name_of
+from evocompress.models.loading import LoadedModel
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem, Searcher, SearcherSettings
 from evocompress.search.first_result import check_tokens
-from evocompress.space.costs import COSTS
+from evocompress.space.costs import COSTS, WRITTEN, FileLayout
 from evocompress.space.space import SearchSpace
 
 THREADS_A_CORE = 4
@@ -187,6 +190,28 @@ def costs_named(settings: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """The costs that a setting of a searcher names; of another's own ``range``, say, none."""
     value = settings.get(key)
     return tuple(map(str, value)) if isinstance(value, tuple | list | Mapping) else ()
+
+
+def all_costs_named(space: SpaceConfig, told: Mapping[str, Any]) -> set[str]:
+    """The costs that a budget, or the settings of a searcher, are about."""
+    return {*space.budget, *costs_named(told, "objectives"), *costs_named(told, "range")}
+
+
+def wanted_layout(
+    space: SpaceConfig, told: Mapping[str, Any], form: str | None, loaded: LoadedModel
+) -> FileLayout | None:
+    """What files are made of, where budget or objectives name their size.
+
+    They are of the format `form`, or of the one that holds the space's types.
+
+    Raises:
+        ConfigError: The size of such files is not foretold.
+    """
+    if all_costs_named(space, told).isdisjoint(WRITTEN):
+        return None
+    name = form or ("hf" if space.bits is None else FITTING[space.bits.lane][0])
+    uneven = space.drop is not None or (space.width is not None and not space.width.uniform)
+    return file_layout_of(name, loaded, uneven=uneven)
 
 
 def _check_costs(config: RunConfig, settings: SearcherSettings) -> None:

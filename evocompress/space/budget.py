@@ -25,6 +25,7 @@ from evocompress.space.costs import (
     SERVED,
     TIMED,
     TYPED,
+    WRITTEN,
     CostModel,
 )
 from evocompress.space.space import TOLERANCE, SearchSpace
@@ -49,6 +50,8 @@ def check_cost(name: str, model: CostModel, key: str) -> None:
         raise ConfigError(
             f"{key}: '{name}' is told at a context: give space.memory={{context: 4096}}"
         )
+    if name in WRITTEN:
+        raise ConfigError(f"{key}: '{name}' is that of a format: give one as space.fits")
     if name in TYPED:
         raise ConfigError(
             f"{key}: '{name}' is a cost of types of stored weights, of which this space has none: "

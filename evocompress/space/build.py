@@ -15,7 +15,7 @@ from evocompress.core.types import DENSE, DROP, Architecture, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.space import budget as budgets
 from evocompress.space.bits import stored_levels
-from evocompress.space.costs import LatencyTable, Serving, cost_model
+from evocompress.space.costs import FileLayout, LatencyTable, Serving, cost_model
 from evocompress.space.encoding import Encoding
 from evocompress.space.format_constraint import Obstacle, fitting, with_types
 from evocompress.space.levels import (
@@ -39,6 +39,7 @@ def build_space(
     obstacle: Obstacle | None = None,
     tied: Mapping[str, str] | None = None,
     untyped: Collection[str] = (),
+    file: FileLayout | None = None,
 ) -> SearchSpace:
     """The search space that a configuration describes for a model.
 
@@ -58,6 +59,7 @@ def build_space(
             something does. Levels for which there is such a thing are left out.
         tied: {matrix: a word that is that of all matrices which must have one type in this format}.
         untyped: The matrices that can have no type in it: their types are left out.
+        file: Of the format, for the cost ``file_bytes``.
 
     Raises:
         ConfigError: A value of the configuration does not fit the model.
@@ -82,6 +84,7 @@ def build_space(
         latency=latency,
         typed=typed,
         serving=_serving(config),
+        file=file and (file if _drops_sublayers(genes) else file.whole_blocks()),
     )
     matrices = {unit.name: genes.levels[gene] for unit, gene in zip(*genes.stored, strict=True)}
     table = model.table(genes.part_levels, matrices)
@@ -93,6 +96,12 @@ def build_space(
         nonzeros = space.costs(genes.default[None])["matrix_nonzeros"].item()
         return replace(space, budget={"matrix_nonzeros": nonzeros})
     return space
+
+
+def _drops_sublayers(genes: Encoding) -> bool:
+    """Whether a sub-layer can be left out without the other one of its block."""
+    pairs = zip(genes.members, genes.levels, strict=True)
+    return any(DROP in levels and members[0].kind in SUBLAYERS for members, levels in pairs)
 
 
 def _serving(config: SpaceConfig) -> Serving | None:

@@ -60,8 +60,8 @@ class SearchSpace:
     @cached_property
     def bounds_bytes(self) -> bool:
         """Whether there is a budget, and each of its costs depends on these types."""
-        costs = self.cost_model.costs
-        return bool(self.budget) and all(costs[name].per_byte for name in self.budget)
+        costs = [self.cost_model.costs[name] for name in self.budget]
+        return bool(costs) and all(cost.per_byte or cost.per_file_byte for cost in costs)
 
     def candidate(self, genome: Genome) -> Candidate:
         """The canonical candidate of a genome (U,)."""

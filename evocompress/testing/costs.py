@@ -16,7 +16,7 @@ from evocompress.core.units import UnitTree
 from evocompress.models.dummy_inputs import random_batch
 from evocompress.models.families import Family
 from evocompress.models.families.derivation.beside import CACHES, bytes_of_layer
-from evocompress.space.costs import COSTS, ROUTED, SERVED, TIMED, TYPED, CostModel
+from evocompress.space.costs import COSTS, ROUTED, SERVED, TIMED, TYPED, WRITTEN, CostModel
 from evocompress.space.space import SearchSpace
 
 LINEAR = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
@@ -29,7 +29,7 @@ def check_described(model: CostModel) -> None:
     """
     dense = model.dense()
     mixture = any(part.routed for part in model.parts)
-    known = [name for name in COSTS if name not in (*TYPED, *SERVED)]
+    known = [name for name in COSTS if name not in (*TYPED, *SERVED, *WRITTEN)]
     usual = [name for name in known if mixture or name not in ROUTED]
     untimed = [name for name in usual if name not in TIMED]
     assert list(dense) in ([untimed] if mixture else [usual, untimed])

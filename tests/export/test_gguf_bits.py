@@ -9,14 +9,18 @@ import torch
 
 from evocompress.compression.library import build_library
 from evocompress.compression.live_model import LiveModel
-from evocompress.core.config import LibraryConfig
+from evocompress.core.canonical import canonical
+from evocompress.core.config import LibraryConfig, SpaceConfig
 from evocompress.core.errors import ExportError
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import materialize
-from evocompress.export.formats import type_rules_of
+from evocompress.export.formats import file_layout_of, type_rules_of
+from evocompress.export.gguf_size import room_for_lists
+from evocompress.export.record import read_record
 from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import load
 from evocompress.pipeline.planning.outline import outline
+from evocompress.space.build import build_space
 from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
@@ -237,3 +241,77 @@ def test_other_formats_hold_the_rounded_weights(tmp_path):
     with LiveModel(loaded, library) as live, torch.no_grad():
         live.apply(candidate)
         assert torch.equal(model(ids).logits, loaded.model(ids).logits)
+
+
+def foretold(loaded, candidates, **space):
+    """``file_bytes`` of candidates by the cost model of a space."""
+    uneven = "drop" in space or "uniform" not in space.get("width", {"uniform": True})
+    units = every_unit(loaded.family, loaded.model)
+    built = build_space(
+        units,
+        replace(loaded.family.architecture(loaded.model), dtype_bytes=4),
+        SpaceConfig.model_validate(space),
+        file=file_layout_of("gguf", loaded, uneven=uneven),
+    )
+    each = [built.costs(built.genome(one)[None])["file_bytes"].item() for one in candidates]
+    assert built.cost_model.of(candidates)["file_bytes"].tolist() == each
+    return each
+
+
+def written_bytes(loaded, library, candidate, out):
+    made = materialize(loaded, library, candidate, out, format="gguf")
+    size = (made / "model.gguf").stat().st_size
+    assert read_record(made).measured["file_bytes"] == size
+    return size
+
+
+BITS = {"bits": {"types": ["dense", *TYPES], "scope": ["matrices", "embeddings", "head"]}}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "qwen3_moe", "gemma3_text", "untied"])
+def test_the_size_of_a_file_is_foretold_to_the_byte(model_type, tmp_path):
+    head_tied = model_type != "untied"
+    name = model_type if head_tied else "llama"
+    loaded, library, _ = made(tmp_path, name, by_word, head_tied=head_tied)
+    rules, outer = type_rules_of("gguf", loaded, uneven=False), outside(loaded).values()
+    inside = {n: lv for n, lv in by_word(loaded).items() if n not in rules.untyped}
+    candidates = [
+        Candidate(tuple(sorted(levels.items())))
+        for levels in ({}, inside, inside | {n: Level(bits="q5_1") for n in outer})
+    ]
+    found = foretold(loaded, candidates, **BITS)
+    sizes = [
+        written_bytes(loaded, library, candidate, tmp_path / f"out{place}")
+        for place, candidate in enumerate(candidates)
+    ]
+    assert found == sizes and len(set(sizes)) == 3
+
+
+def test_widths_that_all_layers_share_are_foretold_to_the_byte(tmp_path):
+    loaded, library, _ = made(tmp_path, "llama", every_type)
+    narrow = {f"model.layers.{block}.mlp": NARROW for block in range(3)}
+    candidate = Candidate(tuple(sorted((every_type(loaded) | narrow).items())))
+    space = BITS | {"width": {"channels": [64], "units": ["mlp"], "uniform": True}}
+    found = foretold(loaded, [candidate], **space)
+    assert found == [written_bytes(loaded, library, candidate, tmp_path / "out")]
+
+
+def test_drops_and_widths_are_foretold_from_above(tmp_path):
+    """By what a header may take for lists, and zeros where both sub-layers of a block are gone."""
+    loaded, library, _ = made(tmp_path, "llama", every_type)
+    path, every = "model.layers", every_type(loaded)
+    changes = [
+        {f"{path}.1.mlp": NARROW},
+        {f"{path}.1.attention": DROP},
+        {f"{path}.2.mlp": DROP, f"{path}.0.mlp": NARROW},
+        {f"{path}.1.attention": DROP, f"{path}.1.mlp": DROP},
+    ]
+    units = every_unit(loaded.family, loaded.model)
+    candidates = [canonical(every | change, units) for change in changes]
+    width = {"channels": [64], "units": ["mlp"], "protect": []}
+    found = foretold(loaded, candidates, **BITS, drop={"protect": []}, width=width)
+    room = room_for_lists(loaded)
+    zeros = file_layout_of("gguf", loaded, uneven=True).absent["mlp"]
+    for place, (candidate, told) in enumerate(zip(candidates, found, strict=True)):
+        size = written_bytes(loaded, library, candidate, tmp_path / f"out{place}")
+        assert 0 <= told - size - zeros * (place == 3) <= room + 64, place

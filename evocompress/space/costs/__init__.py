@@ -12,6 +12,7 @@ from evocompress.space.costs.counted import (
     parameter_costs,
     typed_costs,
 )
+from evocompress.space.costs.file import FileLayout, file_cost
 from evocompress.space.costs.latency import LatencyTable
 from evocompress.space.costs.memory import Serving, memory_cost
 from evocompress.space.costs.model import Cost, CostModel, CostTable
@@ -27,9 +28,11 @@ __all__ = [
     "SERVED",
     "TIMED",
     "TYPED",
+    "WRITTEN",
     "Cost",
     "CostModel",
     "CostTable",
+    "FileLayout",
     "LatencyTable",
     "Left",
     "Part",
@@ -52,6 +55,7 @@ COSTS: dict[str, str] = {
     "flops": "floating-point operations of a prefill of one sequence, logits at each position",
     "decode_flops": "floating-point operations of one decoded token at full context",
     "weight_bytes": "bytes of all weights: tied weights once, zeros counted, in their types",
+    "file_bytes": "bytes of the file that it is written as, with names, shapes and vocabulary",
     "bits_per_weight": "bits of the blocks' matrices for each weight that they have when dense",
     "kv_bytes": "bytes of the cache of one sequence: keys, values, states",
     "memory": "bytes of a served model: weights, a full cache, and the program's buffers",
@@ -72,6 +76,9 @@ TYPED = ("bits_per_weight",)
 SERVED = ("memory",)
 """The costs that depend on how the model is served."""
 
+WRITTEN = ("file_bytes",)
+"""The costs that depend on the format."""
+
 ROUTED = ("active_params",)
 """The costs that only a mixture of experts has; elsewhere a token uses all parameters."""
 
@@ -84,6 +91,7 @@ def cost_model(
     latency: LatencyTable | None = None,
     typed: bool = False,
     serving: Serving | None = None,
+    file: FileLayout | None = None,
 ) -> CostModel:
     """The costs of every candidate of a model.
 
@@ -97,6 +105,7 @@ def cost_model(
             does not have.
         typed: Adds the costs of types of stored weights.
         serving: Adds the cost ``memory``.
+        file: Adds the cost ``file_bytes``.
 
     Raises:
         ConfigError: `length` is not between 1 and the model's context, or the model cannot be
@@ -116,6 +125,8 @@ def cost_model(
         | (timing_costs(latency) if latency and not architecture.experts else {})
         | (typed_costs(parts, architecture) if typed else {})
     )
+    if file is not None:
+        costs["file_bytes"] = file_cost(file, parts)
     if serving is not None:
         costs["memory"] = memory_cost(costs["weight_bytes"], parts, architecture, serving)
     known = COSTS if architecture.causal else [name for name in COSTS if name not in CACHED]
@@ -127,4 +138,5 @@ def cost_model(
         architecture.uncounted,
         architecture.dtype_bytes,
         tuple(unit for unit in units if unit.kind == "outer"),
+        None if file is None else file.saved,
     )

@@ -177,6 +177,7 @@ def memory_cost(
         weights.base + buffer_bytes(parts, architecture, serving),
         amount,
         per_byte=weights.per_byte * serving.typed,
+        per_outer_byte=weights.per_outer_byte * serving.typed,
     )
 
 

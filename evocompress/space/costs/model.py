@@ -9,12 +9,12 @@ from functools import cached_property
 import numpy as np
 
 from evocompress.core.arrays import Floats, Integers
-from evocompress.core.storage import storage_type
+from evocompress.core.storage import StorageType, storage_type
 from evocompress.core.types import DENSE, Candidate, Level, Unit
 from evocompress.space.costs.savings import Groups, MatrixSavings
 from evocompress.space.costs.sublayers import Left, Part, level_of
 
-SAVINGS = ("per_zero", "per_byte", "per_outer_byte")
+SAVINGS = ("per_zero", "per_byte", "per_outer_byte", "per_file_byte")
 """What levels of matrices save, beside what their shapes do, by the name in `Cost`."""
 
 
@@ -28,6 +28,7 @@ class Cost:
         per_zero: What one zero in a matrix saves.
         per_byte: What each byte saves that a matrix takes less than in the model's own type.
         per_outer_byte: The same of the embedding and the head.
+        per_file_byte: What each byte saves that any of these takes less in a file.
         each_use: What several blocks share counts in each of them, at its full width. Otherwise it
             counts in the base.
 
@@ -41,6 +42,7 @@ class Cost:
     per_zero: float = 0.0
     per_byte: float = 0.0
     per_outer_byte: float = 0.0
+    per_file_byte: float = 0.0
     each_use: bool = False
 
 
@@ -181,6 +183,8 @@ class CostModel:
         uncounted: Module path of something whose FLOPs are not all counted; empty if nothing.
         dtype_bytes: Of a weight in the model's own type.
         outer: The embedding and the head.
+        in_file: What a type saves of a matrix (name, type, rows, columns) in the file; ``None``
+            without a cost of that.
 
     Examples:
         >>> from evocompress.testing.examples import space
@@ -194,6 +198,7 @@ class CostModel:
     uncounted: str = ""
     dtype_bytes: int = 0
     outer: tuple[Unit, ...] = ()
+    in_file: Callable[[str, StorageType, int, int], int] | None = None
 
     def dense(self) -> dict[str, float]:
         """The costs of the unchanged model."""
@@ -260,24 +265,27 @@ class CostModel:
         left = part.left(level)
         return np.array([cost.amount(part, left) for cost in self.costs.values()])
 
-    def _saved(self, matrix: str, level: Level, state: Level) -> tuple[int, int, int]:
+    def _saved(self, matrix: str, level: Level, state: Level) -> tuple[int, int, int, int]:
         """What a matrix saves at a level while its sub-layer is in a state, as in `SAVINGS`."""
         outside = next((unit.shape for unit in self.outer if unit.name == matrix), None)
         if outside is not None:
-            return 0, 0, self._saved_bytes(level, *outside)
+            return 0, 0, *self._saved_bytes(matrix, level, *outside)
         if state.drop:
-            return 0, 0, 0
+            return 0, 0, 0, 0
         part = self.parts[self._homes[matrix]]
         unit = next(unit for unit in part.matrices if unit.name == matrix)
         rows, columns = part.shape(unit, state)
         zeros = level.zeros_left(unit.numel, rows * columns)
-        return zeros, self._saved_bytes(level, rows, columns), 0
+        own, in_file = self._saved_bytes(matrix, level, rows, columns)
+        return zeros, own, 0, in_file
 
-    def _saved_bytes(self, level: Level, rows: int, columns: int) -> int:
-        """What the type of a matrix (rows, columns) saves."""
+    def _saved_bytes(self, matrix: str, level: Level, rows: int, columns: int) -> tuple[int, int]:
+        """What the type of a matrix (rows, columns) saves, of itself and in the file."""
         if not level.bits:
-            return 0
-        return rows * columns * self.dtype_bytes - storage_type(level.bits).bytes(rows, columns)
+            return 0, 0
+        kind = storage_type(level.bits)
+        own = rows * columns * self.dtype_bytes - kind.bytes(rows, columns)
+        return own, 0 if self.in_file is None else self.in_file(matrix, kind, rows, columns)
 
     @cached_property
     def _base(self) -> Floats:
@@ -285,7 +293,7 @@ class CostModel:
 
     @cached_property
     def _per(self) -> Floats:
-        """What one of each of `SAVINGS` saves (3, C)."""
+        """What one of each of `SAVINGS` saves (4, C)."""
         return np.array([[getattr(c, name) for c in self.costs.values()] for name in SAVINGS])
 
     @cached_property
