@@ -12,6 +12,7 @@ from evocompress.core.errors import ConfigError, ExportError, LibraryError
 from evocompress.core.files import read_json
 from evocompress.core.storage import STORAGE
 from evocompress.core.types import Level
+from evocompress.export.record import read_record
 from evocompress.pipeline.context import Local
 from evocompress.testing.tiny import tiny_checkpoint
 
@@ -118,3 +119,18 @@ def test_a_format_that_cannot_hold_them_is_refused(home, whole):
     with pytest.raises(ExportError, match="holds groups .* has llama.cpp's type"):
         api.materialize(whole, out=home / "words", form="compressed-tensors")
     assert not (home / "words").exists()
+
+
+def test_a_budget_of_the_file_is_met_to_the_byte(home):
+    space = {
+        "bits": {"types": ["dense", "q8_0", "q4_0"], "scope": ["matrices", "head"]},
+        "fits": "gguf",
+        "budget": {"file_bytes": 0.45},
+    }
+    search = {"name": "evopress_dp"}
+    folder = api.search(run_of(home, "sized", space=space, search=search))
+    assert winner_of(folder)["model.embed_tokens"].bits
+    out = api.materialize(folder, form="gguf")
+    record, size = read_record(out), (out / "model.gguf").stat().st_size
+    assert record.predicted["file_bytes"] == record.measured["file_bytes"] == size
+    assert "the embedding `model.embed_tokens` in q" in (out / "README.md").read_text()
