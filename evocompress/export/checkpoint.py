@@ -22,6 +22,7 @@ from evocompress.export.formats import FORMATS, WEIGHTS, Format, TypedFormat, bu
 from evocompress.export.gguf_writing import TYPES
 from evocompress.export.healed import checkpoint_state
 from evocompress.export.record import Record, write_record
+from evocompress.export.safetensors_size import file_bytes_of
 from evocompress.export.stored import StoredMatrices, lane_of, stored_matrices
 from evocompress.export.weights import LevelWeights, compressed_state
 from evocompress.models.families.outer import every_unit
@@ -91,6 +92,8 @@ def materialize(
         copy_terms(loaded, folder)
         record = _record(loaded, library, candidate, name)
         measured = form.measured(folder, loaded, candidate)
+        if "file_bytes" in (predicted or {}):
+            measured["file_bytes"] = file_bytes_of(folder)
         record = replace(record, predicted=dict(predicted or {}), measured=measured)
         rounded = [ROUNDED_NOTE] if stored is None and lane_of(candidate) is not None else []
         card = _card(record, loaded, candidate, out.name, [*notes, *rounded])

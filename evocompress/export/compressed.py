@@ -24,11 +24,13 @@ from evocompress.core.types import Candidate, Unit
 from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.pretrained import LOADING
 from evocompress.export.running import Programs, Running
+from evocompress.export.safetensors_size import safetensors_layout
 from evocompress.export.stock import Stock
 from evocompress.export.stored import StoredMatrices, TypeRules
 from evocompress.export.weights import StateDict
 from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel
+from evocompress.space.costs import FileLayout
 
 PACKED = "pack-quantized"
 """What compressed-tensors calls integers that are packed into words."""
@@ -98,6 +100,10 @@ class CompressedTensors:
         tree = every_unit(loaded.family, loaded.model).by_name
         matrices = [unit for unit in tree.values() if unit.kind in MATRICES]
         return TypeRules(untyped=frozenset(u.name for u in matrices if _unpacked(loaded, u, tree)))
+
+    def file_layout(self, loaded: LoadedModel, *, uneven: bool) -> FileLayout:
+        """That of a file with the dense model's names."""
+        return safetensors_layout(loaded)
 
     def save_typed(
         self,

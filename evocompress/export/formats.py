@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeGuard, runtime_checkable
 
 from transformers import PreTrainedModel
 
@@ -165,10 +165,15 @@ def file_layout_of(name: str, loaded: LoadedModel, *, uneven: bool) -> FileLayou
         ConfigError: Its size is not foretold.
     """
     form = FORMATS[name]
-    if isinstance(form, SizedFormat):
+    if _is_sized(form):
         return form.file_layout(loaded, uneven=uneven)
-    sized = ", ".join(n for n in FORMATS.usable() if isinstance(FORMATS[n], SizedFormat))
+    sized = ", ".join(name for name in FORMATS.usable() if _is_sized(FORMATS[name]))
     raise ConfigError(f"'file_bytes' of format '{name}' is not foretold: give space.fits: {sized}")
+
+
+def _is_sized(form: Format) -> TypeGuard[SizedFormat]:
+    """Whether the size of its files is told, which have no zeros for what is gone."""
+    return isinstance(form, SizedFormat) and not getattr(form, "adds_zeros", False)
 
 
 def obstacle_of(name: str, loaded: LoadedModel, candidate: Candidate) -> str | None:

@@ -55,7 +55,6 @@ def gguf_costs(path: Path, loaded: LoadedModel) -> dict[str, int]:
         "body_nonzeros": body - zeros,
         "matrix_nonzeros": matrices - zeros,
         "weight_bytes": size,
-        "file_bytes": path.stat().st_size,
     }
 
 

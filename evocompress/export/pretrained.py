@@ -17,11 +17,13 @@ from evocompress.core.types import Candidate
 from evocompress.export.companions import add_tokenizer_files, copy_companions, settle_code
 from evocompress.export.measure import measured_costs
 from evocompress.export.running import Programs
+from evocompress.export.safetensors_size import safetensors_layout
 from evocompress.export.transformers4 import add_old_settings
 from evocompress.export.weights import has_fused_experts, with_fused_experts
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families.uneven import DERIVED
 from evocompress.models.loading import LoadedModel
+from evocompress.space.costs import FileLayout
 
 LOADING = """from transformers import {auto}
 
@@ -77,6 +79,10 @@ class Pretrained:
         for source in self.files(loaded):
             shutil.copyfile(source, folder / source.name)
         settle_code(loaded, folder)
+
+    def file_layout(self, loaded: LoadedModel, *, uneven: bool) -> FileLayout:
+        """That of a file with the dense model's names."""
+        return safetensors_layout(loaded)
 
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
         """What a parameter is called in the dense model."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,11 +17,14 @@ from evocompress.core.errors import ConfigError, ExportError
 from evocompress.core.space_config import BitsSpace
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import choose_for, materialize
-from evocompress.export.formats import obstacle_of, type_rules_of
+from evocompress.export.formats import file_layout_of, obstacle_of, type_rules_of
+from evocompress.export.record import read_record
+from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import load
 from evocompress.pipeline.planning.forewarning import missing_types
 from evocompress.space import sampling
 from evocompress.space.build import build_space
+from evocompress.space.costs import cost_model
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
 TYPES = ("w4g32", "w3g32", "w8g64", "w4g32z")
@@ -247,3 +251,24 @@ def test_the_space_for_vllm_has_what_it_stores(made):
         assert obstacle_of("compressed-tensors-vllm", loaded, candidate) is None
     with pytest.raises(ConfigError, match="no kernel for 3 bits.*it can hold none of these types"):
         space_of(loaded, bits={"types": ["dense", "w3g32"]}, drop={})
+
+
+@pytest.mark.parametrize("changes", [{}, {MLP: NARROW, "model.layers.2.attention": DROP}], ids=len)
+@pytest.mark.parametrize("typed", [True, False], ids=["typed", "plain"])
+def test_the_size_of_a_file_is_foretold(made, changes, typed, tmp_path):
+    """To a thousandth, but for digits in the header, which is no small part of so small a file."""
+    loaded, library, levels = made
+    candidate = candidate_of((levels if typed else {}) | changes)
+    form = "compressed-tensors" if typed else "hf"
+    architecture = loaded.family.architecture(loaded.model)
+    model = cost_model(
+        every_unit(loaded.family, loaded.model),
+        replace(architecture, dtype_bytes=4),
+        file=file_layout_of(form, loaded, uneven=True),
+    )
+    told = {"file_bytes": model.of([candidate])["file_bytes"].item()}
+    out = materialize(loaded, library, candidate, tmp_path / "out", format=form, predicted=told)
+    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    assert read_record(out).measured["file_bytes"] == size
+    header = len(list(loaded.model.parameters())) * 3 * 100
+    assert abs(told["file_bytes"] - size) < 1e-3 * size + 0.05 * header

@@ -24,13 +24,15 @@ MIB = 2**20
 def left_of_blocks(space: SearchSpace, *, timed: bool = True) -> Iterator[str]:
     """The share of the blocks that bounds leave, where it is small or much cost is outside of them.
 
-    Nothing outside the blocks is compressed, so they must save all that a bound asks for. With
+    Where nothing outside the blocks is compressed, they must save all that a bound asks for. With
     `timed` the bounds in seconds count, too.
     """
     dense = space.cost_model.dense()
+    typed = any(unit.kind == "outer" for unit in space.units)
     for name, bound in space.budget.items():
-        outside = space.cost_model.costs[name].base
-        if not outside or (name in TIMED and not timed):
+        cost = space.cost_model.costs[name]
+        outside, saved = cost.base, cost.per_outer_byte or cost.per_file_byte
+        if not outside or (name in TIMED and not timed) or (typed and saved):
             continue
         left = max(0.0, min(1.0, (bound - outside) / (dense[name] - outside)))
         if left >= 0.5 and outside < OUTSIDE * dense[name]:

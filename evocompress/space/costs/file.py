@@ -25,6 +25,7 @@ class FileLayout:
         align: Of which number the size of a tensor is a multiple.
         shared: The matrices that are in one tensor with others.
         copies: {matrix: how many tensors hold it}, where that is not one.
+        typed: {matrix: what its type takes more, of what the file says of it}.
         absent: Of a sub-layer of a kind that is left out while the other one of its block is
             there: of one of zeros.
 
@@ -40,6 +41,7 @@ class FileLayout:
     align: int = 1
     shared: frozenset[str] = frozenset()
     copies: Mapping[str, int] = field(default_factory=dict)
+    typed: Mapping[str, int] = field(default_factory=dict)
     absent: Mapping[UnitKind, int] = field(default_factory=dict)
 
     def dense(self, matrix: str, weights: int) -> int:
@@ -48,7 +50,7 @@ class FileLayout:
 
     def saved(self, matrix: str, kind: StorageType, rows: int, columns: int) -> int:
         """What a type saves of a matrix (rows, columns)."""
-        typed = self._padded(matrix, kind.bytes(rows, columns))
+        typed = self._padded(matrix, kind.bytes(rows, columns)) + self.typed.get(matrix, 0)
         return self.copies.get(matrix, 1) * (self.dense(matrix, rows * columns) - typed)
 
     def whole_blocks(self) -> FileLayout:
