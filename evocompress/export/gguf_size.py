@@ -18,7 +18,7 @@ from evocompress.export.gguf_uneven import zero_sublayers
 from evocompress.export.gguf_writing import TYPES, announced, type_of
 from evocompress.export.stored import StoredMatrices
 from evocompress.models.loading import LoadedModel
-from evocompress.space.costs.file import FileLayout, padded
+from evocompress.space.costs.file import FileLayout, aligned
 
 ALIGNMENT = 32
 """Of which number the place of a tensor is a multiple: gguf-py's default, which llama.cpp reads."""
@@ -52,12 +52,12 @@ def gguf_layout(model: PreTrainedModel, loaded: LoadedModel, stored: StoredMatri
     for name, tensor in tensors.items():
         if within := BLOCK.fullmatch(name):
             part = f"{loaded.family.block_names[int(within[1])]}.{_sublayer(within[2])}"
-            size = 0 if owners[name] else padded(sizes[name], ALIGNMENT)
+            size = 0 if owners[name] else aligned(sizes[name], ALIGNMENT)
             beside[part] += _told(name, tensor) + size
     norm = tensors.get("output_norm.weight")
     zeros = {} if norm is None else zero_sublayers(found, norm, loaded)
     return FileLayout(
-        total=padded(header, ALIGNMENT) + sum(padded(n, ALIGNMENT) for n in sizes.values()),
+        total=aligned(header, ALIGNMENT) + sum(aligned(n, ALIGNMENT) for n in sizes.values()),
         beside=beside,
         weight=int(kind.bytes),
         align=ALIGNMENT,
@@ -85,7 +85,7 @@ def _told(name: str, tensor: Tensor) -> int:
 def _size(tensors: dict[str, Tensor], kind: Any) -> int:
     """Bytes of some tensors with what the header says of them."""
     each = (
-        _told(name, tensor) + padded(_bytes(name, tensor, kind), ALIGNMENT)
+        _told(name, tensor) + aligned(_bytes(name, tensor, kind), ALIGNMENT)
         for name, tensor in tensors.items()
     )
     return sum(each)

@@ -14,7 +14,7 @@ import torch
 from evocompress.compression.library.files import DTYPES
 from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel
-from evocompress.space.costs.file import FileLayout, padded
+from evocompress.space.costs.file import FileLayout, aligned
 
 LENGTH = 8
 """Bytes of the length of a header, of which the header's own is a multiple."""
@@ -46,7 +46,7 @@ def safetensors_layout(loaded: LoadedModel) -> FileLayout:
     header = len(json.dumps({"__metadata__": {"format": "pt"}}, separators=(",", ":")))
     header += sum(told_of(name, shape, DTYPES[stored]) for name, shape in shapes.items())
     return FileLayout(
-        total=LENGTH + padded(header, LENGTH) + size,
+        total=LENGTH + aligned(header, LENGTH) + size,
         beside=beside,
         weight=stored.itemsize,
         other=stored.itemsize,

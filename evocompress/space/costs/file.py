@@ -46,22 +46,22 @@ class FileLayout:
 
     def dense(self, matrix: str, weights: int) -> int:
         """Of a matrix with so many weights that has no type."""
-        return self._padded(matrix, weights * self.weight)
+        return self._aligned(matrix, weights * self.weight)
 
     def saved(self, matrix: str, kind: StorageType, rows: int, columns: int) -> int:
         """What a type saves of a matrix (rows, columns)."""
-        typed = self._padded(matrix, kind.bytes(rows, columns)) + self.typed.get(matrix, 0)
+        typed = self._aligned(matrix, kind.bytes(rows, columns)) + self.typed.get(matrix, 0)
         return self.copies.get(matrix, 1) * (self.dense(matrix, rows * columns) - typed)
 
     def whole_blocks(self) -> FileLayout:
         """It where no sub-layer is left out without the other one of its block."""
         return replace(self, absent={})
 
-    def _padded(self, matrix: str, count: int) -> int:
-        return count if matrix in self.shared else padded(count, self.align)
+    def _aligned(self, matrix: str, count: int) -> int:
+        return count if matrix in self.shared else aligned(count, self.align)
 
 
-def padded(count: int, align: int) -> int:
+def aligned(count: int, align: int) -> int:
     """The next multiple of a number."""
     return -(-count // align) * align
 
