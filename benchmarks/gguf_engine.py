@@ -61,6 +61,9 @@ SEARCHED = ("mix", "auto")
 MADE = {"llama_cpp": False, "llama_cpp_imatrix": True}
 KINDS = ("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k")
 
+WEIGHED = 16
+"""Sequences of the importance matrix, whose means of squares hardly change with more."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -253,7 +256,7 @@ def costs(context: RunContext) -> dict[str, float]:
 
 @torch.no_grad()
 def _importance(context: RunContext) -> dict[str, list[float]]:
-    """{tensor: the mean square of each input} over the library's sequences."""
+    """{tensor: the mean square of each input} over some of the library's sequences."""
     loaded = context.loaded
     name = loaded.model.config.model_type
     known = architecture_of(loaded, alike=name in ARCHITECTURES).name
@@ -270,12 +273,12 @@ def _importance(context: RunContext) -> dict[str, list[float]]:
         for unit in loaded.family.units(loaded.model)
         if unit.kind == "matrix"
     ]
-    for sequence in context.calibration.library:
+    sequences = context.calibration.library[:WEIGHED]
+    for sequence in sequences:
         loaded.model(sequence[None], use_cache=False)
     for handle in handles:
         handle.remove()
-    count = len(context.calibration.library)
-    return {place: (own / count).tolist() for place, own in sums.items()}
+    return {place: (own / len(sequences)).tolist() for place, own in sums.items()}
 
 
 def _figures(setup: Setup) -> dict[str, Figure]:
