@@ -195,9 +195,11 @@ class Comparison:
         """A candidate's file; the dense model's for ``dense``."""
         out = self.setup.folder / "files" / name
         if not out.exists():
-            context = self.context("mix" if name == "dense" else name)
-            chosen = Candidate() if name == "dense" else context.folder.read_winner().candidate
-            materialize(context.loaded, context.library, chosen, out, format="gguf")
+            dense = name == "dense"
+            context = self.context("mix" if dense else name)
+            library = None if dense else context.library
+            chosen = Candidate() if dense else context.folder.read_winner().candidate
+            materialize(context.loaded, library, chosen, out, format="gguf")
         return out / GGUF_FILE
 
     def made(self, name: str) -> Path:
