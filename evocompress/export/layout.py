@@ -123,6 +123,12 @@ def second_round(loaded: LoadedModel) -> str | None:
     )
 
 
+def of_matrices(loaded: LoadedModel) -> str | None:
+    """The obstacle of a model of which only the matrices are known; its class can hold it."""
+    kind = loaded.family.model_type
+    return f"cannot hold {kind} models, whose blocks are not known" if loaded.family.alone else None
+
+
 def layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
     """What a candidate leaves of a model; that of the latest candidate is remembered."""
     known = _latest(loaded)

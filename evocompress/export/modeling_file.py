@@ -12,7 +12,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evocompress.core.types import DENSE, Candidate
 from evocompress.export.configs import cut_config
 from evocompress.export.edits import edits_of
-from evocompress.export.layout import Block, layout, no_attention_left, no_block_left
+from evocompress.export.layout import (
+    Block,
+    layout,
+    no_attention_left,
+    no_block_left,
+    of_matrices,
+)
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.running import MODELING_FILE, Programs, Running
 from evocompress.export.weights import StateDict, assemble, renumbered
@@ -48,6 +54,8 @@ class ModelingFile(Pretrained):
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """A model whose classes are those of another type, or one without any attention."""
+        if unknown := of_matrices(loaded):
+            return unknown
         if classes_of(loaded) is None:
             return f"cannot hold {loaded.family.model_type} models, whose class is of another type"
         left = layout(loaded, candidate)

@@ -26,6 +26,7 @@ from evocompress.export.layout import (
     layout,
     no_attention_left,
     no_block_left,
+    of_matrices,
     second_round,
 )
 from evocompress.export.pretrained import Pretrained
@@ -58,8 +59,8 @@ class Padded(Pretrained):
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """No block left, a bias that the class does not have, or a norm that would stay."""
-        if compressed := second_round(loaded):
-            return compressed
+        if reason := second_round(loaded) or of_matrices(loaded):
+            return reason
         left, config = layout(loaded, candidate), text_config(loaded.model.config)
         unit = left.first(lambda block, kind: kind == "mlp" and block.reduced)
         if unit is not None:

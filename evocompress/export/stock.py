@@ -46,6 +46,9 @@ class Stock(Pretrained):
         """What differs from layer to layer, or what the class cannot be configured to."""
         if compressed := second_round(loaded):
             return compressed
+        if loaded.family.alone:
+            cut = next((name for name, lv in candidate.levels if lv.drop or lv.narrow), None)
+            return cut and f"cannot cut {cut}, because the blocks of this model are not known"
         left = layout(loaded, candidate)
         checks = (_stages, _alone, renumbering, _biased, _uneven, _lost_experts, _refused)
         reasons = (check(left, loaded) for check in checks)
@@ -67,6 +70,8 @@ def _config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
     """The config of a model whose layers are all as wide as the first one left."""
     if isinstance(loaded.family, Convolutional):
         return _staged_config(left, loaded)
+    if loaded.family.alone:
+        return copy.deepcopy(loaded.model.config)
     config = cut_config(loaded.model.config, left.kept, loaded.family.calls)
     set_widths(config, _common(left), whole_widths(loaded))
     mixture = loaded.family.mixture

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
 
 VOLATILE_KEYS = {
     "_name_or_path",
@@ -27,3 +30,9 @@ def name_stages(config: Any, layers: int) -> None:
     if names and len(names) > layers + 1:
         config.stage_names = names[: layers + 1]
         config.set_output_features_output_indices(None, None)
+
+
+def class_key(cls: type[PreTrainedModel], config: PreTrainedConfig) -> str:
+    """A class of models with a config as text."""
+    settings = lasting(json.loads(config.to_json_string(use_diff=False)))
+    return f"{cls.__module__}.{cls.__qualname__} {json.dumps(settings)}"

@@ -43,6 +43,7 @@ from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel, load_as
 from evocompress.pipeline.header_facts import genes_digest, table_facts
 from evocompress.pipeline.journal import read_header
+from evocompress.pipeline.known_parts import check_known_parts
 from evocompress.pipeline.loop import Executor
 from evocompress.pipeline.resolve import (
     all_costs_named,
@@ -160,6 +161,7 @@ class RunContext:
         self, config: SpaceConfig, form: str | None, table: LatencyTable | None
     ) -> SearchSpace:
         """The space of the candidates that can be written in a format."""
+        check_known_parts(self.loaded.family, config)
         obstacle = None if form is None else partial(obstacle_of, form, self.loaded)
         uneven, typed = bool(config.width or config.drop), form if config.bits else None
         rules = type_rules_of(typed, self.loaded, uneven=uneven)
@@ -178,10 +180,7 @@ class RunContext:
 
     @cached_property
     def form(self) -> str | None:
-        """The format that every candidate must be written in, if the configuration asks for one.
-
-        Of those of a program it is the one that leaves the most levels.
-        """
+        """The format of all candidates, if one is asked for; that which leaves most levels."""
         fits = self.config.space.fits
         if fits is None or fits in FORMATS:
             return fits

@@ -12,6 +12,7 @@ from evocompress.models.checkpoints import GGUF, check_model_path
 from evocompress.models.demo import DEMO_SOURCE
 from evocompress.models.loading import device_named
 from evocompress.pipeline.checks import check_settings
+from evocompress.pipeline.known_parts import check_healed
 from evocompress.pipeline.planning import outline
 from evocompress.pipeline.planning.plan import context_of
 from evocompress.pipeline.run_folder import RunFolder
@@ -69,4 +70,6 @@ def check_outline(
         if model.source != DEMO_SOURCE and not Path(model.source).expanduser().exists():
             raise  # to ask the hub again would take as long again
         return  # loading it says better what is wrong with it
+    if search and config.search.heal_last is not None:
+        check_healed(sketch.family)
     check_settings(context_of(config, sketch, folder), search=search)

@@ -24,6 +24,7 @@ from evocompress.pipeline.compared_models import check_healing, own_checkpoint
 from evocompress.pipeline.context import Backend, RunContext
 from evocompress.pipeline.early_checks import check_early
 from evocompress.pipeline.finished import Unchanged, finished
+from evocompress.pipeline.known_parts import check_healed
 from evocompress.pipeline.loop import Listener
 from evocompress.pipeline.resolve import check_names
 from evocompress.pipeline.run_folder import RunFolder, begin_run
@@ -86,6 +87,7 @@ def heal(context: RunContext, *, resume: bool, force: bool, member: int | None =
     unchanged = Unchanged(context)
     unchanged.check_model()
     own_checkpoint(context, unchanged)
+    check_healed(context.loaded.family)
     dense, calibration = context.loaded, unchanged.check_text()
     cut, config = context.config.calibration, sized_healing(context.config, context.loaded)
     teacher = teacher_for(context.config, dense)

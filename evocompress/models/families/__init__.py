@@ -12,6 +12,7 @@ from evocompress.models.families.base import Family
 from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.derivation.derived import Derived, ToBeDerived, derived
+from evocompress.models.families.derivation.matrices_alone import MatricesAlone
 from evocompress.models.families.derivation.purpose import tasks_of
 from evocompress.models.families.resnet import ResNet
 from evocompress.models.families.shapes import one_way
@@ -64,7 +65,7 @@ def family_of(model: PreTrainedModel) -> Family:
         )
     check_layers(model.config)
     family.check(model)
-    if isinstance(family, Convolutional | Derived):
+    if isinstance(family, Convolutional | Derived | MatricesAlone):
         return family.bound(model)
     return family
 

@@ -66,6 +66,7 @@ class Family:
         sharing: For each block the first one whose matrices it runs as well; -1 where none are.
         commons: Path of the module with these in a block; see `at`.
         within: Its MLP lies in its attention, without which it is not run; see `at`.
+        alone: Why nothing is known but its matrices; empty where more is.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -92,6 +93,7 @@ class Family:
     sharing: tuple[int, ...] = ()
     commons: str = ""
     within: bool = False
+    alone: str = ""
 
     @property
     def attends(self) -> bool:

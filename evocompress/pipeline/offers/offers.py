@@ -21,10 +21,11 @@ ACTIONS: Mapping[str, str] = {
     "channels": "cut channels of an MLP or of experts",
     "experts": "leave out experts",
     "zeros": "set weights to zero",
+    "bits": "store matrices coarser",
 }
 """What is told of each model, in words."""
 
-LayoutOrigin = Literal["own", "derived", "none"]
+LayoutOrigin = Literal["own", "derived", "matrices", "none"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Offers:
         model_type: Of its config.
         cls: Its class.
         layout: ``own`` where a family is written for the type, ``derived`` where its layout was
-            found by running a tiny model of it, ``none`` where neither is so.
+            found by running a tiny model of it, ``matrices`` where only these are known, ``none``
+            where none is so.
         blocks: How many there are.
         actions: In how many blocks each of `ACTIONS` can be done.
         formats: What each format holds.
@@ -95,7 +97,7 @@ def offers(loaded: LoadedModel) -> Offers:
     return Offers(
         family.model_type,
         type(model).__name__,
-        "own" if own else "derived",
+        "own" if own else "matrices" if family.alone else "derived",
         len(family.blocks(model)),
         {name: len({unit.block for unit in units if _goes(name, unit)}) for name in ACTIONS},
         _formats(loaded, units),
@@ -105,7 +107,8 @@ def offers(loaded: LoadedModel) -> Offers:
 
 def _goes(action: str, unit: Unit) -> bool:
     """Whether a unit is one to which something can be done."""
-    kinds = {"heads": "attention", "channels": "mlp", "experts": "expert", "zeros": "matrix"}
+    kinds = {"heads": "attention", "channels": "mlp", "experts": "expert"}
+    kinds |= {"zeros": "matrix", "bits": "matrix"}
     if unit.kind != kinds.get(action, action):
         return False
     return unit.narrowable if action in ("heads", "channels") else unit.droppable

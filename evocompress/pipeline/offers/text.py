@@ -46,10 +46,13 @@ PAGE = """# What can be done to each type of model
 This is what `evocompress models --markdown` prints: the types of the language models of
 transformers, alone or with other parts that stay as they are, and those of encoders of texts and
 images. Layout `own`: a family is written for the
-type; `derived`: it is found by running a tiny model ([families.md](families.md#derived-families)).
+type; `derived`: it is found by running a tiny model ([families.md](families.md#derived-families));
+`matrices`: its blocks are not understood, and only these are known
+([families.md](families.md#matrices-alone)).
 Columns tell in how many of the blocks of the default config a part can be left out (attention, or
-what mixes tokens in its place; MLP; block), narrowed (heads, channels) or given zeros; a format is
-listed where it holds any of that ([export.md](export.md)).
+what mixes tokens in its place; MLP; block), narrowed (heads, channels), given zeros or stored
+coarser ([bits.md](bits.md)); a format is listed where it holds any of that
+([export.md](export.md)).
 """
 
 

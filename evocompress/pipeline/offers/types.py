@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +21,11 @@ from evocompress.models.families.base import prepare
 from evocompress.models.families.derivation.defaults import default_config
 from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.derivation.from_config import class_for, first_derived
+from evocompress.models.families.derivation.matrices_alone import MatricesAlone
 from evocompress.models.families.derivation.purpose import tasks_of
 from evocompress.models.families.derivation.reasons import why_not_made
 from evocompress.models.families.derivation.shrink import shrunk
+from evocompress.models.families.derivation.tracing import FAILURES
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 from evocompress.models.tasks import (
@@ -100,7 +104,15 @@ def _own(task: Task, config: Any) -> PreTrainedModel:
     return model
 
 
-def _derived(config: Any) -> tuple[PreTrainedModel, Derived]:
+def _sizes(config: Any, layers: int) -> Iterator[Any]:
+    """A config, but before it, where there can be one, that of a narrow model."""
+    if layers:
+        with suppress(*FAILURES):  # as of heads that are listed by stages
+            yield shrunk(config, layers)
+    yield config
+
+
+def _derived(config: Any) -> tuple[PreTrainedModel, Derived | MatricesAlone]:
     """A model of another type, narrow where its class can be so, and its family.
 
     Raises:
@@ -108,7 +120,7 @@ def _derived(config: Any) -> tuple[PreTrainedModel, Derived]:
     """
     layers = getattr(text_config(config), "num_hidden_layers", 0)
     reasons = []
-    for one in (shrunk(config, layers), config) if layers else (config,):
+    for one in _sizes(config, layers):
         try:
             family = first_derived(one)
         except ModelError as reason:

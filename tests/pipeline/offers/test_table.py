@@ -107,7 +107,7 @@ def test_an_unknown_type_is_refused_by_name() -> None:
 def test_markdown_has_a_line_for_each_type() -> None:
     heading, rule, row = markdown([KNOWN])[-3:]
     assert heading.startswith("| type | layout | attention ") and set(rule) == set("| -")
-    assert row == "| helium | derived | - | - | - | yes | - | - | - | hf |  |"
+    assert row == "| helium | derived | - | - | - | yes | - | - | - | - | hf |  |"
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "types.md"

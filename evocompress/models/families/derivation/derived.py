@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.errors import ModelError
-from evocompress.models.config_keys import lasting
+from evocompress.models.config_keys import class_key
 from evocompress.models.families.derivation.beside import counted
 from evocompress.models.families.derivation.block_kind import Kind, module_classes
 from evocompress.models.families.derivation.chain import (
@@ -41,6 +41,7 @@ from evocompress.models.families.derivation.handing import (
 )
 from evocompress.models.families.derivation.kept import keep, kept
 from evocompress.models.families.derivation.kinds import common_parts, kind_of
+from evocompress.models.families.derivation.matrices_alone import MatricesAlone, alone_or_reason
 from evocompress.models.families.derivation.purpose import task_of, task_seen, tiny_batch
 from evocompress.models.families.derivation.reasons import Float64, of_types, why_not_run
 from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
@@ -63,6 +64,7 @@ from evocompress.models.families.uneven import (
     dense_class,
     dense_config,
     head_shape,
+    is_compressed,
     text_config,
 )
 from evocompress.models.tasks import Task
@@ -75,30 +77,37 @@ NO_SWITCHES = ("training", "residual_in_fp32")
 MOST_PARAMETERS = 400_000_000
 """Of a tiny model: in float64, with the copy that is made of it, some GiB."""
 
+NOT_DERIVED = "models of type {!r} have no family of their own, and none can be derived"
+HINT = "docs/families.md says what blocks must be like"
+
 _KNOWN: dict[str, Derived | str] = {}
 """The family of a class with a config, as text; or why there is none."""
 
 
-def derived(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
+def derived(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived | MatricesAlone:
     """The family of a model whose type has none; found once for a class with a config.
 
+    Where its blocks are not understood, it is one of its matrices alone.
+
     Raises:
-        ModelError: It cannot be derived; the message says which part is the reason.
+        ModelError: There is none; the message says which part is the reason.
     """
     dense = dense_config(config)
     found = derived_or_reason(dense_class(cls), dense)
-    if isinstance(found, str):
-        raise ModelError(
-            f"models of type {dense.model_type!r} have no family of their own, and none can be "
-            f"derived: {found} (docs/families.md says what blocks must be like)"
-        )
-    return with_experts_left(found, config)
+    if isinstance(found, Derived):
+        return with_experts_left(found, config)
+    why = f"{NOT_DERIVED.format(dense.model_type)}: {found} ({HINT})"
+    if dense is not config or is_compressed(config.model_type):
+        raise ModelError(why)
+    alone = alone_or_reason(cls, config, why)
+    if isinstance(alone, str):
+        raise ModelError(f"{why}; nor can its matrices alone be compressed: {alone}")
+    return alone
 
 
 def derived_or_reason(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived | str:
     """The same, or why there is none."""
-    settings = lasting(json.loads(config.to_json_string(use_diff=False)))
-    key = f"{cls.__module__}.{cls.__qualname__} {json.dumps(settings)}"
+    key = class_key(cls, config)
     if key not in _KNOWN:
         found: Derived | str | None = kept(key)
         if found is None:

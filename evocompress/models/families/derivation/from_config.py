@@ -13,12 +13,15 @@ from evocompress.models.families.derivation.derived import (
     derived,
     derived_or_reason,
 )
+from evocompress.models.families.derivation.matrices_alone import MatricesAlone, alone_or_reason
 from evocompress.models.families.derivation.purpose import tasks_of
 from evocompress.models.modeling.modeling_derived import model_classes
 from evocompress.models.tasks import CAUSAL, EMBEDDINGS, Task, language_task
 
 
-def derived_from(source: object, settings: Mapping[str, Any], task: Task = CAUSAL) -> Derived:
+def derived_from(
+    source: object, settings: Mapping[str, Any], task: Task = CAUSAL
+) -> Derived | MatricesAlone:
     """The family of a model without one of its own.
 
     Code that comes with the model is not run.
@@ -56,10 +59,11 @@ def language_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return class_for(config, task)
 
 
-def first_derived(config: PreTrainedConfig) -> Derived:
+def first_derived(config: PreTrainedConfig) -> Derived | MatricesAlone:
     """The family of models of a config for the first task for which one can be derived.
 
     Language models come first; what is one in a model of several parts is tried as that alone.
+    Where there is none it is the first one of the matrices alone.
 
     Raises:
         ModelError: There is none; the message is about the first.
@@ -67,13 +71,17 @@ def first_derived(config: PreTrainedConfig) -> Derived:
     tasks = [task for task, _ in tasks_of(config.model_type)] or [CAUSAL]
     if tasks[0] not in (CAUSAL, EMBEDDINGS):
         tasks = tasks[:1]
-    reasons = []
+    reasons, classes = [], []
     for task in tasks:
-        cls = language_class(config) if task.causal else class_for(config, task)
-        found = derived_or_reason(cls, config)
+        classes.append(language_class(config) if task.causal else class_for(config, task))
+        found = derived_or_reason(classes[-1], config)
         if isinstance(found, Derived):
             return found
         reasons.append(found)
+    for cls in classes:
+        alone = alone_or_reason(cls, config, reasons[0])
+        if isinstance(alone, MatricesAlone):
+            return alone
     raise ModelError(reasons[0])
 
 

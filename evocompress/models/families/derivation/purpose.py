@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ def task_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Task:
         if cls.__name__ in names and task.input in ("input_ids", cls.main_input_name)
     )
     task = next(served, CAUSAL)
-    _check_called(cls, config, task)
+    check_called(cls, config, task)
     if not hasattr(text_config(config), "num_hidden_layers"):
         raise Unclear(why_no_layers(config))
     reads_both = "decoder_input_ids" in signature(cls.forward).parameters
@@ -130,7 +131,7 @@ def _of_parts(cls: type[PreTrainedModel], parts: list[str]) -> str:
     return why + (f"; AutoModel has no class for {', '.join(others)}" if others else "")
 
 
-def _check_called(cls: type[PreTrainedModel], config: PreTrainedConfig, task: Task) -> None:
+def check_called(cls: type[PreTrainedModel], config: PreTrainedConfig, task: Task) -> None:
     """Refuse a class that cannot be called, or not with its main input alone.
 
     Raises:
@@ -167,8 +168,14 @@ def task_seen(task: Task, model: PreTrainedModel) -> Task:
     embeddings of images are means over the tokens where the class makes none.
     """
     if task.causal:
+        return task  # which may read more than a tiny batch
+    return task_of_output(task, model(**task.inputs(tiny_batch(task, model))))
+
+
+def task_of_output(task: Task, output: Any) -> Task:
+    """The same, told by what a model of the class puts out."""
+    if task.causal:
         return task
-    output = model(**task.inputs(tiny_batch(task, model)))
     if any(output.get(name) is not None for name in CACHES):
         return DECODER_EMBEDDINGS if task.compared == "embeddings" else DECODER_CLASSES
     if task.pooling == "pooler" and output.get("pooler_output") is None:

@@ -1,0 +1,40 @@
+"""What needs more of a model than its matrices, where nothing else of it is known."""
+
+from __future__ import annotations
+
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError, ModelError
+from evocompress.models.families import Family
+from evocompress.space.costs import CACHED, OPERATIONS, TIMED
+
+GOES = "only space.bits and space.sparsity go, with budgets of bytes, bits and weights"
+
+
+def check_known_parts(family: Family, space: SpaceConfig) -> None:
+    """Refuse a space that cuts what is not known.
+
+    Raises:
+        ModelError: It would narrow or drop something.
+        ConfigError: A budget is of a cost that is not known.
+    """
+    if not family.alone:
+        return
+    cut = next((name for name in ("width", "drop") if getattr(space, name) is not None), None)
+    if cut is not None:
+        raise ModelError(f"space.{cut}: {family.alone}; {GOES}")
+    for name in space.budget:
+        if name in (*OPERATIONS, *CACHED, *TIMED):
+            raise ConfigError(
+                f"space.budget.{name}: it is counted by blocks, and those of this "
+                f"{family.model_type} model are not known; {GOES}"
+            )
+
+
+def check_healed(family: Family) -> None:
+    """Refuse to heal a model whose blocks are not known.
+
+    Raises:
+        ModelError: It is one.
+    """
+    if family.alone:
+        raise ModelError(f"heal: {family.alone}; such models are not healed")
