@@ -9,7 +9,8 @@ embedding and norms are the model's in all of them:
   ``llama_cpp_imatrix`` with an importance matrix of the library's text.
 
 llama.cpp runs all files and the dense one on held-out sequences, in the environment that
-`make engines` makes: the KL is that of its own logits. Figures: `{file}_mib`; `{file}_kl`;
+`make engines` makes: the KL is that of its own logits. Figures: `{file}_mib`; `file_bytes_error`,
+by how much the size of a searched file differs at most from its cost ``file_bytes``; `{file}_kl`;
 `{file}_torch_kl` of the candidate in memory, by transformers, and `engine_kl_error`, by how much
 the two differ at most, of which `engine_kl_allowed` is 0.01 and 3%; `vs_default_mix_kl_ratio` of
 `auto` to ``llama_cpp``, and to the others; tokens per second of a prefill and of generation, and
@@ -170,7 +171,7 @@ class Comparison:
         if name == "mix":
             search = {"name": "llama_cpp_mix", "mix": MIX, "candidate_tokens": setup.probe}
         else:
-            budget = costs(self.context("mix"))["weight_bytes"]
+            budget = costs(self.context("mix"))["file_bytes"]
         config = RunConfig.model_validate(
             {
                 "name": name,
@@ -180,7 +181,7 @@ class Comparison:
                 "library": {"path": str(setup.folder / "library")},
                 "space": {
                     "bits": {"types": list(setup.types)},
-                    "budget": {"weight_bytes": budget},
+                    "budget": {"file_bytes": budget},
                     "fits": "gguf",
                 },
                 "search": search,
@@ -226,15 +227,16 @@ class Comparison:
         length = context.config.calibration.length
         return tokens[: self.setup.sequences * length].view(-1, length)
 
-    def by_torch(self, name: str) -> dict[str, Any]:
-        """The KL of a candidate in memory."""
+    def in_memory(self, name: str) -> dict[str, Any]:
+        """The KL of a candidate by transformers, and what its file would take."""
         context = self.context(name)
         dense, out = context.loaded.model, self.setup.folder / "files" / f"{name}-stock"
         if not out.exists():
             winner = context.folder.read_winner().candidate
             materialize(context.loaded, context.library, winner, out, format="stock")
         model = read_checkpoint(out, dense)
-        return {"kl": heldout_quality(dense, {"it": model}, self.heldout())["it"].kl}
+        found = heldout_quality(dense, {"it": model}, self.heldout())["it"]
+        return {"kl": found.kl, "file_bytes": costs(context)["file_bytes"]}
 
     def by_engine(self, name: str) -> dict[str, Any]:
         """What llama.cpp says of a file and of the dense one."""
@@ -290,17 +292,22 @@ def _figures(setup: Setup) -> dict[str, Figure]:
         name: cell(cells, f"engine-{name}", partial(compared.by_engine, name))
         for name in setup.files
     }
-    torch_kl = {
-        name: cell(cells, f"torch-{name}", partial(compared.by_torch, name))["kl"]
+    searched = {
+        name: cell(cells, f"memory-{name}", partial(compared.in_memory, name))
         for name in setup.files
         if name in SEARCHED
     }
+    torch_kl = {name: each["kl"] for name, each in searched.items()}
     kl = {name: statistics.fmean(each["own"]["kl"]) for name, each in found.items()}
     figures: dict[str, Figure] = {"engine": next(iter(found.values()))["version"]}
     for name in ("dense", *setup.files):
         figures[f"{name}_mib"] = compared.file(name).stat().st_size / 2**20
     figures |= {f"{name}_kl": value for name, value in kl.items()}
     figures |= {f"{name}_torch_kl": value for name, value in torch_kl.items()}
+    if searched:
+        sizes = {name: compared.file(name).stat().st_size for name in searched}
+        errors = [abs(sizes[name] - each["file_bytes"]) for name, each in searched.items()]
+        figures["file_bytes_error"] = max(errors)
     return figures | _errors(kl, torch_kl) | _ratios(kl) | _speeds(setup, found)
 
 

@@ -89,7 +89,7 @@ FIGURES = {
     "gguf_engine": [
         *("auto_mib", "mix_mib", "llama_cpp_mib", "llama_cpp_imatrix_mib", "dense_mib"),
         *("auto_kl", "mix_kl", "llama_cpp_kl", "llama_cpp_imatrix_kl", "auto_torch_kl"),
-        *("engine_kl_error", "engine_kl_allowed", "vs_default_mix_kl_ratio"),
+        *("file_bytes_error", "engine_kl_error", "engine_kl_allowed", "vs_default_mix_kl_ratio"),
         *("auto_prefill_tokens_per_second", "auto_generation_tokens_per_second"),
     ],
     "healing_cost": ["healing_s", "bare_s", "ratio", "ratio_low", "ratio_high"],
