@@ -37,7 +37,7 @@ from evocompress.models.loading import LoadedModel, load
 from evocompress.space import sampling
 from evocompress.space.build import build_space
 from evocompress.space.space import SearchSpace
-from evocompress.testing.engines import resident_bytes, why_missing
+from evocompress.testing.engines import resident_memory, why_missing
 from evocompress.testing.tiny import windowless
 
 Figures = dict[str, Figure]
@@ -103,9 +103,9 @@ class Case:
                 continue
             target = materialize(self.loaded, library, candidate, self.folder / form, format=form)
             costs = self.space(program).cost_model.of([candidate])
-            real = resident_bytes(program, tiny[program], target, context=self.context)
+            real = resident_memory(program, tiny[program], target, context=self.context)
             key = f"{program.replace('.', '_')}_{self.name}"
-            found[f"{key}_mib"] = real / 2**20
+            found[f"{key}_mib"] = real.bytes / 2**20
             found[f"{key}_predicted_mib"] = costs["memory"].item() / 2**20
         return found
 

@@ -197,21 +197,27 @@ def _engines_python() -> Path:
     return (engines_folder() / "bin" / "python").absolute()
 
 
-def resident_bytes(
+@dataclass(frozen=True)
+class Resident:
+    """Bytes that a program takes to serve a checkpoint, and those that llama.cpp's cache has."""
+
+    bytes: int
+    cache: float
+
+
+def resident_memory(
     program: str, tiny: Path, checkpoint: Path, *, context: int, batch: int = 1, threads: int = 1
-) -> int:
-    """Memory that llama.cpp or transformers takes to generate at the end of a context.
+) -> Resident:
+    """The memory that llama.cpp or transformers takes to generate at the end of a context.
 
     See `evocompress.testing.memory_runner`; `tiny` is a small checkpoint that is run before.
 
     Raises:
         RunError: It failed; with the end of what it said.
     """
-    engine = engines_folder() / "bin" / "python" if program == "llama.cpp" else Path(sys.executable)
+    python = _engines_python() if program == "llama.cpp" else Path(sys.executable)
     request = {"context": context, "batch": batch, "threads": threads}
-    command: list[str | Path] = [engine.absolute(), "-P", MEMORY_RUNNER, program, tiny, checkpoint]
-    answer: dict[str, int] = _run(command, request)
-    return answer["bytes"]
+    return Resident(**_run([python, "-P", MEMORY_RUNNER, program, tiny, checkpoint], request))
 
 
 def _answers(

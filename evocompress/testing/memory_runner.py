@@ -6,7 +6,8 @@ Run by path, in an environment that has the program. The request: ``context`` (t
 sequence, the generated ones among them), ``batch`` (sequences), ``threads``. ``WARM`` is a tiny
 checkpoint of the same kind, which is run first: libraries and what they keep are there then. The
 answer, the last line that is printed, has ``bytes``: the most that is resident until the last of a
-few tokens at the end of the context is there, less what was resident before loading. Linux only.
+few tokens at the end of the context is there, less what was resident before loading; and of
+llama.cpp ``cache``, the bytes that it says its cache takes. Linux only.
 """
 
 import ctypes
@@ -33,8 +34,8 @@ def resident(key: str = "VmRSS") -> int:
 def serve_with_llama_cpp(path: Path, context: int, batch: int, threads: int) -> None:
     """Fill and use a cache with llama.cpp's own settings, but for copies in another layout."""
     lib: Any = import_module("llama_cpp")
-    silent = lib.llama_log_callback(lambda level, text, data: None)
-    lib.llama_log_set(silent, ctypes.c_void_p(0))
+    said = lib.llama_log_callback(lambda level, text, data: _said.append(text.decode()))
+    lib.llama_log_set(said, ctypes.c_void_p(0))
     lib.llama_backend_init()
     loading = lib.llama_model_default_params()
     loading.use_extra_bufts = False  # as --no-repack
@@ -60,7 +61,7 @@ def serve_with_llama_cpp(path: Path, context: int, batch: int, threads: int) -> 
         failed = lib.llama_decode(run, tokens)
         assert not failed, f"llama.cpp failed with {failed} at {chosen[0]}"
     lib.llama_batch_free(tokens)
-    _kept.extend([model, run, silent])
+    _kept.extend([model, run, said])
 
 
 def serve_with_transformers(path: Path, context: int, batch: int, threads: int) -> None:
@@ -84,6 +85,9 @@ def serve_with_transformers(path: Path, context: int, batch: int, threads: int) 
 _kept: list[Any] = []
 """What holds memory until it is measured."""
 
+_said: list[str] = []
+"""What llama.cpp logs."""
+
 PROGRAMS = {"llama.cpp": serve_with_llama_cpp, "transformers": serve_with_transformers}
 
 if __name__ == "__main__":
@@ -91,8 +95,11 @@ if __name__ == "__main__":
     program = PROGRAMS[sys.argv[1]]
     program(Path(sys.argv[2]), 16, asked["batch"], asked["threads"])
     _kept.clear()
+    _said.clear()
     gc.collect()
     before = resident()
     Path("/proc/self/clear_refs").write_text("5")  # forgets the most that was resident
     program(Path(sys.argv[3]), asked["context"], asked["batch"], asked["threads"])
-    print(json.dumps({"bytes": resident("VmHWM") - before}))
+    most = resident("VmHWM") - before
+    sizes = re.findall(r"KV buffer size = +([\d.]+) MiB", "".join(_said))
+    print(json.dumps({"bytes": most, "cache": 2**20 * sum(map(float, sizes))}))
