@@ -4,7 +4,8 @@ Six candidates are written: the dense model, and random ones that lack sub-layer
 stored in types of llama.cpp, or all of it. Each is loaded in a process of its own that ran a tiny
 model before, and generates at the end of a full context: what is resident at most, less what was
 before loading. llama.cpp has its own settings but for ``--no-repack``; transformers gets format
-``hf``, which holds coarser types as weights of the model's own. llama.cpp is run in the environment
+``hf``, which holds coarser types as weights of the model's own, and glibc gives back large pieces
+of what is freed. llama.cpp is run in the environment
 that `make engines` makes (or that ``EVOCOMPRESS_ENGINES`` names); where that is not there it has no
 figures. Linux only.
 

@@ -210,14 +210,17 @@ def resident_memory(
 ) -> Resident:
     """The memory that llama.cpp or transformers takes to generate at the end of a context.
 
-    See `evocompress.testing.memory_runner`; `tiny` is a small checkpoint that is run before.
+    See `evocompress.testing.memory_runner`; `tiny` is a small checkpoint that is run before. By
+    default glibc keeps freed memory for later, how much differs between runs of one program: with
+    ``MALLOC_MMAP_THRESHOLD_=131072`` in the environment, as here, large pieces are given back.
 
     Raises:
         RunError: It failed; with the end of what it said.
     """
     python = _engines_python() if program == "llama.cpp" else Path(sys.executable)
     request = {"context": context, "batch": batch, "threads": threads}
-    return Resident(**_run([python, "-P", MEMORY_RUNNER, program, tiny, checkpoint], request))
+    command: list[str | Path] = ["env", "MALLOC_MMAP_THRESHOLD_=131072", python, "-P"]
+    return Resident(**_run([*command, MEMORY_RUNNER, program, tiny, checkpoint], request))
 
 
 def _answers(

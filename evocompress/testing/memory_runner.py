@@ -71,14 +71,16 @@ def serve_with_transformers(path: Path, context: int, batch: int, threads: int) 
 
     torch.set_num_threads(threads)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=True)
-    tokens = (5 + torch.arange(context - NEW) % 100).expand(batch, -1)
-    model.generate(
-        tokens,
-        attention_mask=torch.ones_like(tokens),
-        max_new_tokens=NEW,
-        min_new_tokens=NEW,
-        do_sample=False,
-    )
+    # The first, short prompt touches all weights, which a long one does not have in its first pass.
+    for length in (1, context - NEW):
+        tokens = (5 + torch.arange(length) % 100).expand(batch, -1)
+        model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=NEW,
+            min_new_tokens=NEW,
+            do_sample=False,
+        )
     _kept.append(model)
 
 

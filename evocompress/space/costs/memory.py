@@ -7,7 +7,10 @@ for every candidate.
 llama.cpp maps the file, whose pages are all touched. It makes the cache whole at the start, each
 sequence's in steps of 256 tokens; that of a windowed layer holds the window and a micro-batch
 (``llama-kv-cache-iswa.cpp``, without ``--swa-full``). Activations are float32, of micro-batches of
-512 tokens, and flash attention, its default, keeps no scores. transformers runs a prompt at once.
+512 tokens, and flash attention, its default, keeps no scores. transformers runs a prompt at once;
+what it frees is given back to the system, for which glibc must be told so (see
+`evocompress.testing.engines.resident_memory`): by default it keeps some of it, at every run another
+part.
 
 Layers use buffers one after the other, so those of the widest layer of the dense model count, which
 no candidate saves: costs are sums over sub-layers. Their sizes were fitted to what was measured;
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 from evocompress.core.errors import ConfigError
 from evocompress.core.space_config import Engine
 from evocompress.core.storage import HALVES, storage_type
-from evocompress.core.types import DENSE, Architecture
+from evocompress.core.types import Architecture
 from evocompress.space.costs.counted import cached_bytes
 from evocompress.space.costs.model import Cost
 from evocompress.space.costs.sublayers import Left, Part
@@ -50,25 +53,24 @@ class Buffers:
         channels: Activations as wide as the FFN that are there at a time, one of llama.cpp's in
             bfloat16.
         hidden: Activations as wide as the residual stream.
-        weight: Bytes for each weight of the largest matrix, which torch puts in another order.
         word: Bytes of each entry of the vocabulary, which llama.cpp keeps with pairs to merge.
-        own: Bytes of the rest.
+        own: Bytes of the rest, of transformers kernels that torch makes for every shape: it was
+            14 MiB where all layers are alike, and 31 where no two are.
 
     Examples:
-        >>> BUFFERS["llama.cpp"].weight
+        >>> BUFFERS["transformers"].word
         0
     """
 
     channels: float
     hidden: float
-    weight: int
     word: int
     own: int
 
 
 BUFFERS: dict[Engine, Buffers] = {
-    "llama.cpp": Buffers(channels=3.5, hidden=2, weight=0, word=340, own=3 * 2**19),
-    "transformers": Buffers(channels=3, hidden=5, weight=4, word=0, own=6 * 2**20),
+    "llama.cpp": Buffers(channels=3.5, hidden=2, word=340, own=3 * 2**19),
+    "transformers": Buffers(channels=3, hidden=4, word=0, own=22 * 2**20),
 }
 
 
@@ -189,8 +191,7 @@ def buffer_bytes(parts: Sequence[Part], architecture: Architecture, serving: Ser
         1, architecture.active_experts
     )
     numbers = own.channels * channels + own.hidden * architecture.hidden
-    largest = max((n for part in parts for n in part.left(DENSE).weights.values()), default=0)
-    found = tokens * itemsize * numbers + own.weight * largest + own.own
+    found = tokens * itemsize * numbers + own.own
     logits = LOGIT_BYTES * architecture.vocabulary * serving.batch
     if serving.engine == "llama.cpp":
         found += HALVES["f16"] * tokens * serving.cells(None)  # which keys each query sees
