@@ -205,7 +205,7 @@ class BitsSpace(Strict):
 Engine = Literal["llama.cpp", "transformers"]
 """A program whose memory can be told."""
 
-SIZES = ("weight_bytes", "kv_bytes", "memory")
+SIZES = ("weight_bytes", "file_bytes", "kv_bytes", "memory")
 """The costs in bytes, whose bounds may have a unit."""
 
 
