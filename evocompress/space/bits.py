@@ -83,8 +83,8 @@ def _in_scope(
             )
         else:
             raise ConfigError(
-                f"space.bits.scope: '{word}' is for models that tell the next token, and this one "
-                "does not: leave it out"
+                f"space.bits.scope: '{word}' is for models that tell the next token and whose "
+                "blocks are known, and this is none: leave it out"
             )
 
 

@@ -379,7 +379,7 @@ def test_an_embedding_is_there_whatever_is_dropped():
 
 def test_what_a_model_does_not_have_is_no_scope():
     bits = {"types": ["q4_0"], "scope": ["head"]}
-    with pytest.raises(ConfigError, match="'head' is for models that tell the next token, and"):
+    with pytest.raises(ConfigError, match="'head' is for models that tell the next token and"):
         spaced("bert", bits=bits)
     with pytest.raises(ConfigError, match="'model.embed_tokens' can have 64 inputs, no multiple"):
         spaced(bits={"types": ["q4_k"], "scope": ["embeddings"]})

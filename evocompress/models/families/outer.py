@@ -14,7 +14,7 @@ EMBEDDING, HEAD = "embedding", "head"
 
 
 def every_unit(family: Family, model: PreTrainedModel) -> UnitTree:
-    """The units of a model's blocks, and behind them those outside.
+    """The units of a model's blocks, and behind them those outside, where blocks are known.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -23,7 +23,7 @@ def every_unit(family: Family, model: PreTrainedModel) -> UnitTree:
         ['model.embed_tokens', 'lm_head']
     """
     inside = family.units(model)
-    if not (inside and family.task.causal):
+    if family.alone or not (inside and family.task.causal):
         return inside
     names = {id(module): name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

@@ -28,6 +28,7 @@ from evocompress.core.errors import ExportError, ModelError
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import choose_format
 from evocompress.models.families import family_of
+from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import loaded as made_ready
 from evocompress.pipeline.offers.offers import offers
 
@@ -158,6 +159,7 @@ def test_a_candidate_computes_what_its_weights_do(loaded, tmp_path):
 
 
 def test_nothing_can_be_left_out_or_cut(loaded):
+    assert all(u.kind != "outer" for u in every_unit(loaded.family, loaded.model))
     units = loaded.family.units(loaded.model)
     assert not any(unit.droppable for unit in units if unit.kind != "matrix")
     assert not any(unit.narrowable for unit in units if unit.kind == "mlp")
