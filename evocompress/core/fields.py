@@ -131,7 +131,10 @@ Number = Annotated[float, BeforeValidator(_is_no_truth)]
 Weight = Annotated[Number, Field(gt=0, le=1e6)]
 Trained = Annotated[
     tuple[
-        Annotated[str, Field(pattern=r"^(all|norms|biases|head|lora|last:[1-9][0-9]{0,3})$")], ...
+        Annotated[
+            str, Field(pattern=r"^(all|norms|biases|head|lora|scales|last:[1-9][0-9]{0,3})$")
+        ],
+        ...,
     ],
     BeforeValidator(_words),
     Field(min_length=1),

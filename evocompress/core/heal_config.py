@@ -53,7 +53,10 @@ class HealConfig(Strict):
         accumulate: Micro-steps of an optimizer step.
         train: What is trained, one word or several with commas: ``all`` weights, the ``norms``,
             the ``biases``, the ``head``, the last n blocks (``last:n``), or adapters of low rank
-            beside the blocks' matrices (``lora``), which are merged into these.
+            beside the blocks' matrices (``lora``), which are merged into these; of what has a
+            coarser type the ``scales``, its integers as they are.
+        straight_through: Train what has a coarser type as well, where `train` names it: its
+            weights are rounded in each step, and get the gradients of what they are rounded to.
         lora_rank: Of these adapters.
         next_token: Weight of the cross-entropy of the text's own next tokens beside the KL; only of
             models that tell the next token.
@@ -90,6 +93,7 @@ class HealConfig(Strict):
     batch: Size | Literal["auto"] = "auto"
     accumulate: Size = 1
     train: Trained = ("all",)
+    straight_through: bool = False
     lora_rank: Size = 16
     next_token: Annotated[Number, Field(ge=0, le=1000)] = 0.0
     states: Annotated[Number, Field(ge=0, le=1000)] = 0.0
@@ -113,6 +117,17 @@ class HealConfig(Strict):
                     "states compares with the dense model's states after each block, which "
                     f"{key} does without: leave one of them out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _averages_are_on_no_grid(self) -> HealConfig:
+        """Refuses to average what has to be on a grid."""
+        through = "straight_through" if self.straight_through else "train=scales"
+        if self.average > 1 and (self.straight_through or "scales" in self.train):
+            raise ValueError(
+                f"average={self.average} would take weights off the values of their types, which "
+                f"{through} trains: leave one of them out"
+            )
         return self
 
     def sized(self, length: int, *, by_position: bool = True) -> HealConfig:

@@ -21,9 +21,11 @@ from evocompress.export.folder import check_room, check_target, whole_folder
 from evocompress.export.formats import FORMATS, WEIGHTS, Format, TypedFormat, build
 from evocompress.export.gguf_writing import TYPES
 from evocompress.export.healed import checkpoint_state
+from evocompress.export.parts import Parts, parts_bytes, read_parts, write_parts
+from evocompress.export.pretrained import Pretrained
 from evocompress.export.record import Record, write_record
 from evocompress.export.safetensors_size import file_bytes_of
-from evocompress.export.stored import StoredMatrices, lane_of, stored_matrices
+from evocompress.export.stored import StoredMatrices, known_parts, lane_of, stored_matrices
 from evocompress.export.weights import LevelWeights, compressed_state
 from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel
@@ -78,17 +80,20 @@ def materialize(
     form = FORMATS[name]
     weights = _type_of_weights(loaded, candidate, form, weights)
     state = _state(loaded, library, candidate, healed)
-    stored = _typed(form, loaded, library, candidate, state)
+    beside = {} if healed is None else read_parts(healed)
+    stored = _typed(form, loaded, library, candidate, state, beside)
+    parts = _parts(form, loaded, library, candidate, state, beside) if stored is None else {}
     model = build(name, loaded, state if stored is None else dict(stored.state), candidate)
     if loaded.family.task.causal:
         model.generation_config = copy.deepcopy(loaded.model.generation_config)
-    check_room(out, _bytes(model, weights))
+    check_room(out, _bytes(model, weights) + parts_bytes(parts))
     with whole_folder(out) as folder:
         check_target(out, overwrite)  # again: another process may have written it meanwhile
         if stored is not None and isinstance(form, TypedFormat):
             form.save_typed(model, loaded, folder, weights, stored)
         else:
             form.save(model, loaded, folder, weights)
+            write_parts(folder, parts)
         copy_terms(loaded, folder)
         record = _record(loaded, library, candidate, name)
         measured = form.measured(folder, loaded, candidate)
@@ -108,11 +113,26 @@ def _typed(
     library: LevelWeights | None,
     candidate: Candidate,
     state: Mapping[str, Tensor],
+    beside: Parts,
 ) -> StoredMatrices | None:
     """The matrices of coarser types that a format holds as such."""
     if isinstance(form, TypedFormat) and lane_of(candidate) in form.lanes:
-        return stored_matrices(loaded, library, candidate, state)
+        return stored_matrices(loaded, library, candidate, state, beside)
     return None
+
+
+def _parts(
+    form: Format,
+    loaded: LoadedModel,
+    library: LevelWeights | None,
+    candidate: Candidate,
+    state: Mapping[str, Tensor],
+    beside: Parts,
+) -> Parts:
+    """What stands beside the weights of a checkpoint whose format has the values of types alone."""
+    if lane_of(candidate) is None or not isinstance(form, Pretrained) or form.adds_zeros:
+        return {}
+    return known_parts(loaded, library, candidate, state, beside)
 
 
 def _state(

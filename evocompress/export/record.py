@@ -14,8 +14,8 @@ from evocompress.core.types import Candidate
 
 CANDIDATE_FILE = "candidate.json"
 ANEW = "write the checkpoint again"
-READ_BACK = (".safetensors", ".gguf", ".json", ".jinja", ".model", ".txt", ".py", ".bin")
-"""What transformers and other programs take for a part of a checkpoint."""
+READ_BACK = (".safetensors", ".gguf", ".json", ".jinja", ".model", ".txt", ".py", ".bin", ".parts")
+"""What transformers, this package and other programs take for a part of a checkpoint."""
 
 LOG = logging.getLogger("evocompress")
 

@@ -12,11 +12,16 @@ from torch import Tensor
 from evocompress.compression.criteria import Statistics
 from evocompress.compression.quantization.ggml import dequantized
 from evocompress.compression.quantization.gptq import RoundingTask
-from evocompress.compression.quantization.quantized import QuantizedMatrix, quantize_all
+from evocompress.compression.quantization.quantized import (
+    QuantizedMatrix,
+    quantize_all,
+    read_back,
+)
 from evocompress.compression.weights import Form, form_of
 from evocompress.core.errors import ExportError
 from evocompress.core.storage import Lane, StorageType, storage_type
 from evocompress.core.types import DENSE, Candidate, Level
+from evocompress.export.parts import Parts
 from evocompress.export.weights import LevelWeights, StateDict
 from evocompress.models.families.base import block_matrices
 from evocompress.models.families.outer import every_unit, other_names
@@ -231,6 +236,7 @@ def stored_matrices(
     library: LevelWeights | None,
     candidate: Candidate,
     state: StateDict,
+    beside: Parts | None = None,
 ) -> StoredMatrices:
     """The matrices of coarser types of a candidate.
 
@@ -240,12 +246,13 @@ def stored_matrices(
         candidate: Says their types.
         state: Its tensors by their names in the dense model. Matrices that are not the library's,
             as some may be that were healed elsewhere, are rounded to their types anew.
+        beside: Has the rows of those that a healing trained.
 
     Raises:
         LibraryError: The library lacks a level.
     """
-    kinds: dict[str, StorageType] = {}
-    parts: dict[str, Mapping[str, Tensor]] = {}
+    parts = known_parts(loaded, library, candidate, state, beside)
+    kinds = {}
     transposed: set[str] = set()
     anew: dict[str, Tensor] = {}
     for unit, form, turned in _forms(loaded, candidate):
@@ -255,15 +262,10 @@ def stored_matrices(
         transposed |= {name} if turned else set()
         kind, weight = storage_type(form.level.bits), state[name]
         kinds[name] = kind
-        known = None if library is None else library.load(unit, form.level, form.width)
-        same = known is not None and _same(weight, known["weight"], loaded.stored)
-        if library is not None and same:
-            parts[name] = library.parts(unit, form.level, form.width)
-        else:
-            made = _anew(weight.T if turned else weight.flatten(1), kind, loaded.stored)
+        if name not in parts:
+            made = _anew(as_rows(weight, turned=turned), kind, loaded.stored)
             parts[name] = made.parts
-            read = made.weight.to(weight)
-            anew[name] = (read.T if turned else read).reshape(weight.shape)
+            anew[name] = as_module(made.weight, weight, turned=turned)
     if anew:
         LOG.warning(
             "%s of %s matrices are not as in the level library, and were rounded to their types "
@@ -272,7 +274,38 @@ def stored_matrices(
         )
     again = _other_names(loaded)
     anew |= {other: anew[name] for other, name in again.items() if name in anew}
-    return StoredMatrices(candidate, {**state, **anew}, kinds, parts, frozenset(transposed), again)
+    ordered = {name: parts[name] for name in kinds}
+    turned_ones = frozenset(transposed)
+    return StoredMatrices(candidate, {**state, **anew}, kinds, ordered, turned_ones, again)
+
+
+def known_parts(
+    loaded: LoadedModel,
+    library: LevelWeights | None,
+    candidate: Candidate,
+    state: StateDict,
+    beside: Parts | None = None,
+) -> dict[str, Mapping[str, Tensor]]:
+    """What a file holds of the matrices of coarser types whose weights are just what it gives.
+
+    The arguments are those of `stored_matrices`.
+    """
+    found: dict[str, Mapping[str, Tensor]] = {}
+    for unit, form, turned in _forms(loaded, candidate):
+        if not form.level.bits:
+            continue
+        name = f"{unit}.weight"
+        weight, own = state[name], (beside or {}).get(name)
+        if own is not None:
+            kind, columns = storage_type(form.level.bits), as_rows(weight, turned=turned).shape[1]
+            read = as_module(read_back(own, kind, columns), weight, turned=turned)
+            if _same(weight, read, loaded.stored):
+                found[name] = own
+                continue
+        known = None if library is None else library.load(unit, form.level, form.width)
+        if library is not None and known and _same(weight, known["weight"], loaded.stored):
+            found[name] = library.parts(unit, form.level, form.width)
+    return found
 
 
 def _forms(loaded: LoadedModel, candidate: Candidate) -> Iterator[tuple[str, Form, bool]]:
@@ -292,6 +325,16 @@ def _other_names(loaded: LoadedModel) -> dict[str, str]:
     units = every_unit(loaded.family, loaded.model)
     names = [f"{unit.name}.weight" for unit in units if unit.kind == "outer"]
     return {other: name for name in names for other in other_names(loaded.model, name)}
+
+
+def as_rows(weight: Tensor, *, turned: bool) -> Tensor:
+    """A module's weight as (out, in); it may store (in, out)."""
+    return weight.T if turned else weight.flatten(1)
+
+
+def as_module(rows: Tensor, like: Tensor, *, turned: bool) -> Tensor:
+    """A matrix (out, in) in shape and type of a module's weight."""
+    return (rows.T if turned else rows).reshape(like.shape).to(like)
 
 
 def _same(weight: Tensor, other: Tensor, stored: torch.dtype) -> bool:

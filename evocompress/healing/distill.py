@@ -19,11 +19,12 @@ from evocompress.core.circumstances import Circumstances
 from evocompress.core.config import HealConfig
 from evocompress.core.environment import environment
 from evocompress.core.errors import ConfigError, DataError, HealingDiverged
-from evocompress.core.files import write_json
+from evocompress.core.files import checksum_of, write_json
 from evocompress.core.processes import by_first, check_same, of_all, own_part, process_count
 from evocompress.core.progress import Told, tell_nobody
 from evocompress.export.folder import check_room
 from evocompress.export.layout import layout
+from evocompress.export.parts import PARTS_FILE
 from evocompress.export.record import read_candidate
 from evocompress.healing.distillation import Distillation
 from evocompress.healing.law import HealingLaw
@@ -35,8 +36,8 @@ from evocompress.healing.schedule import learning_rate, micro_batch_indices
 from evocompress.healing.state import Best, HealFolder, StepRecord
 from evocompress.healing.student import load_student, write_student
 from evocompress.healing.targets import Lessons
-from evocompress.healing.trained import prepare_training
-from evocompress.healing.typed import typed_parameters
+from evocompress.healing.trained import prepare_training, through_rounding
+from evocompress.healing.typed import Through, typed_parameters
 from evocompress.models.loading import LoadedModel
 
 
@@ -203,8 +204,13 @@ class _Healing:
         self.learnt = f"Distilled from {whose}" if targets.taught else "Trained on text"
         self.measure = f"{targets.measure} to {whose}" if targets.taught else targets.measure
         typed = typed_parameters(source, dense, self.student)
-        zeros = prepare_training(self.student, dense.family, config, typed=typed)
-        self.masters = Masters(self.student, zeros, config)
+        learnt = through_rounding(self.student, dense.family, config, typed.levels)
+        weights = typed.through_rounding(self.student, learnt)
+        if weights:
+            self.recipe |= {"integers and scales": checksum_of(source / PARTS_FILE)}
+        zeros = prepare_training(self.student, dense.family, config, typed.levels)
+        self.masters = Masters(self.student, zeros, config, Through(typed, weights))
+        self.typed = typed
         self.circumstances = Circumstances.model_validate(
             environment(teacher.model.device, teacher.model.dtype, "local")
             | {"processes": process_count()}
@@ -315,7 +321,8 @@ class _Healing:
         if finite and kl < self.best.kl:
             self.best = Best(record.step, kl)
             written = (self.source, self.folder.checkpoint, self._note(), self.dtype)
-            by_first(lambda: write_student(self.student, *written))
+            trained = self.masters.rounded()
+            by_first(lambda: write_student(self.student, *written, parts=self.typed.parts(trained)))
         if record.step:
             finished = record.step == self.config.steps
             tensors = {} if finished else self.masters.state()

@@ -7,10 +7,12 @@ rounded away. The masters take such steps, and the model gets their rounded valu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
+from evocompress.compression.quantization.gptq import Rounded
 from evocompress.core.config import HealConfig
 from evocompress.core.processes import (
     anywhere,
@@ -23,37 +25,50 @@ from evocompress.core.processes import (
     reduce_to,
 )
 from evocompress.healing.optimizers import KEPT, from_moments, make_optimizer, moments, take_step
+from evocompress.healing.typed import Through
 
 
 class Masters:
     """The copy of a model's trained parameters, by name; tied ones appear once.
 
     Several processes share it out: each has the masters, gradients and moments of some parameters,
-    takes their steps and tells the others the new weights (ZeRO, stage 2: 1910.02054).
+    takes their steps and tells the others the new weights (ZeRO, stage 2: 1910.02054). A parameter
+    that is trained through its rounding has several masters, see
+    `evocompress.healing.rounded.RoundedWeight`.
 
     Attributes:
         weights: The masters of this process, by name.
     """
 
-    def __init__(self, model: nn.Module, zeros: Mapping[str, Tensor], config: HealConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        zeros: Mapping[str, Tensor],
+        config: HealConfig,
+        through: Through | None = None,
+    ) -> None:
         """Copies those parameters of the model that have gradients; steps update them in place.
 
-        `zeros` says of some parameters, by name, where they stay zero (boolean).
+        `zeros` says of some parameters, by name, where they stay zero (boolean); `through` what is
+        trained through its rounding.
         """
         self._parameters = {
             name: parameter
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
+        self._through = through or Through()
         sizes = [parameter.numel() for parameter in self._parameters.values()]
         self._owners = dict(zip(self._parameters, owners(sizes, process_count()), strict=True))
         self._zeros = zeros
         self._clip = config.clip
-        self.weights = {
-            name: parameter.detach().to(torch.float32, copy=True)
+        self._own = {
+            name: self._through.masters(name, parameter)
             for name, parameter in self._parameters.items()
             if self._owners[name] == process_number()
         }
+        self.weights = {key: one for each in self._own.values() for key, one in each.items()}
+        self._summed: set[str] = set()
         self._optimizer = make_optimizer(list(self.weights.values()), config)
 
     def collect_gradients(self) -> None:
@@ -71,13 +86,17 @@ class Masters:
             parameter.grad = None
             if name in self._zeros:
                 gradient.masked_fill_(self._zeros[name], 0.0)
-            gradient = reduce_to(self._owners[name], gradient)
-            if (master := self.weights.get(name)) is not None:
-                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            for key, part in self._through.summed(name, gradient).items():
+                part = reduce_to(self._owners[name], part)
+                if (master := self.weights.get(key)) is not None:
+                    master.grad = part if master.grad is None else master.grad.add_(part)
+                    self._summed.add(name)
 
     def clip_gradients(self) -> float:
         """Shrinks the collected gradients to the largest norm; returns the norm before."""
-        places = {name: place for place, name in enumerate(self._parameters)}
+        self._end_sums()
+        every = [key for name in self._parameters for key in self._through.keys(name)]
+        places = {key: place for place, key in enumerate(every)}
         own = {
             places[name]: torch.linalg.vector_norm(master.grad)
             for name, master in self.weights.items()
@@ -94,8 +113,15 @@ class Masters:
 
         A weight that stays zero has no gradient, hence no moments, and decays to zero.
         """
+        self._end_sums()
         take_step(self._optimizer, learning_rate)
         self._write_to_model()
+
+    def _end_sums(self) -> None:
+        """Makes gradients of what was added up, once a step."""
+        for name in self._summed:
+            self._through.end_sums(name, self._own[name])
+        self._summed.clear()
 
     def state(self) -> dict[str, Tensor]:
         """Masters and moments by name, to continue from; not copies.
@@ -116,9 +142,27 @@ class Masters:
             self._optimizer.state[master] = from_moments(known, master)
         self._write_to_model()
 
+    def rounded(self) -> dict[str, Rounded]:
+        """How what is trained through its rounding is to be stored, by name.
+
+        The first of several processes gets all, the others get nothing.
+        """
+        own = {
+            f"{part.name}.{name}": getattr(made, part.name)
+            for name in self._own
+            if (made := self._through.rounded(name, self._own[name])) is not None
+            for part in fields(made)
+        }
+        found = gathered(own)
+        names = [name for name in self._parameters if f"codes.{name}" in found]
+        return {
+            name: Rounded(*(found[f"{part.name}.{name}"] for part in fields(Rounded)))
+            for name in names
+        }
+
     @torch.no_grad()
     def _write_to_model(self) -> None:
         for name, parameter in self._parameters.items():
-            if name in self.weights:
-                parameter.copy_(self.weights[name])
+            if name in self._own:
+                parameter.copy_(self._through.value(name, self._own[name], parameter))
             broadcast_from(self._owners[name], parameter.data)

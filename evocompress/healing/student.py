@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
 from evocompress.export.folder import whole_folder
+from evocompress.export.parts import Parts, write_parts
 from evocompress.export.pretrained import save_weights
 from evocompress.export.record import read_record, write_record
 from evocompress.export.reload import read_checkpoint
@@ -94,11 +95,13 @@ def write_student(
     out: Path,
     note: str,
     dtype: torch.dtype | None = None,
+    parts: Parts | None = None,
 ) -> None:
     """Writes the model like the checkpoint it came from, replacing `out` wholly or not at all.
 
     Everything but the weights is copied from `source`, and the README.md gets the note as a
-    paragraph. `dtype` is that of the weights there; ``None`` keeps the model's.
+    paragraph. `dtype` is that of the weights there; ``None`` keeps the model's. `parts` are of
+    what has a coarser type; ``None`` keeps those of `source`.
 
     Raises:
         ExportError: The disk is full.
@@ -108,6 +111,7 @@ def write_student(
             save_weights(_of_dtype(without_adapters(model), dtype), folder)
         ignored = shutil.ignore_patterns(*WEIGHT_FILES)
         shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
+        write_parts(folder, parts or {})
         card = folder / "README.md"
         text = card.read_text(encoding="utf-8") if card.exists() else ""
         card.write_text(f"{text}\n## Healing\n\n{note}\n", encoding="utf-8")

@@ -7,7 +7,8 @@ blocks and the head do after blocks were dropped (Reassessing Layer Pruning, 241
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from transformers import PreTrainedModel
 
 from evocompress.core.config import HealConfig
 from evocompress.core.errors import ConfigError
+from evocompress.core.storage import storage_type
+from evocompress.core.types import Level
 from evocompress.healing.adapters import adapter_weights, add_adapters
 from evocompress.healing.packages import check_packages
 from evocompress.healing.student import zero_masks
@@ -28,11 +31,18 @@ NORMS = "norms"
 BIASES = "biases"
 HEAD = "head"
 LORA = "lora"
+SCALES = "scales"
 LAST = "last:"
+
+OTHERS = frozenset((LORA, SCALES))
+"""Words for what is no parameter of the model."""
 
 
 def prepare_training(
-    model: PreTrainedModel, family: Family, config: HealConfig, typed: Collection[str] = ()
+    model: PreTrainedModel,
+    family: Family,
+    config: HealConfig,
+    typed: Mapping[str, Level] | None = None,
 ) -> dict[str, Tensor]:
     """Lets what the configuration says have gradients, with adapters and recomputing if it says so.
 
@@ -40,8 +50,8 @@ def prepare_training(
         model: The student.
         family: Its family.
         config: The recipe.
-        typed: The names of parameters that have a coarser type, whose values they must keep: they
-            are not trained.
+        typed: The levels of parameters that have a coarser type, by name. They are not trained, but
+            for those of `through_rounding`.
 
     Returns:
         Where parameters stay zero, by their present names.
@@ -50,12 +60,20 @@ def prepare_training(
         ConfigError: The model has nothing of what is to be trained, or a package is missing.
     """
     check_packages(config)
-    zeros = zero_masks(model, family)
+    typed = typed or {}
+    learnt = through_rounding(model, family, config, typed)
+    zeros = {
+        name: mask
+        for name, mask in zero_masks(model, family).items()
+        if name not in learnt or typed[name].zeros  # others were rounded to zero
+    }
     named = dict(model.named_parameters())
     by_parameter = {id(named[name]): mask for name, mask in zeros.items()}
     choose_trained(model, family, config.train)
+    for name in learnt:
+        model.get_parameter(name).requires_grad_(True)
     if typed:
-        _freeze(model, typed, config.train)
+        _freeze(model, typed.keys() - learnt.keys(), config.train)
     if LORA in config.train:
         add_adapters(model, family, zeros, config.lora_rank, config.seed)
     if config.checkpointing:
@@ -65,6 +83,48 @@ def prepare_training(
         for name, parameter in model.named_parameters()
         if id(parameter) in by_parameter
     }
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What of a parameter of a coarser type is trained: the integers of its weights, its scales."""
+
+    weights: bool
+    scales: bool
+
+
+def through_rounding(
+    model: PreTrainedModel, family: Family, config: HealConfig, typed: Mapping[str, Level]
+) -> dict[str, Learnt]:
+    """The parameters of coarser types that are trained, by name: of types with equal steps alone.
+
+    Args:
+        model: The student.
+        family: Its family.
+        config: The recipe.
+        typed: The levels of its parameters that have a coarser type.
+
+    Raises:
+        ConfigError: The recipe asks for it, and there are none.
+    """
+    if SCALES not in config.train and not config.straight_through:
+        return {}
+    named = set()
+    if config.straight_through:
+        named = {id(one) for word in config.train for one in _chosen(model, family, word)}
+    found = {
+        name: Learnt(id(model.get_parameter(name)) in named, SCALES in config.train)
+        for name, level in typed.items()
+        if storage_type(level.bits).uniform
+    }
+    found = {name: learnt for name, learnt in found.items() if learnt.weights or learnt.scales}
+    if not found:
+        key = "train=scales" if SCALES in config.train else "straight_through"
+        raise ConfigError(
+            f"heal.{key}: nothing that it trains has a type with equal steps (as q4_0, q8_0 or "
+            "w4g64) in this candidate: leave it out"
+        )
+    return found
 
 
 def _freeze(model: PreTrainedModel, typed: Collection[str], choices: Sequence[str]) -> None:
@@ -83,9 +143,11 @@ def _freeze(model: PreTrainedModel, typed: Collection[str], choices: Sequence[st
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
             f"heal.train={','.join(choices)}: all that it names has a coarser type in this "
-            "candidate and stays as it is: name norms, biases or head as well"
+            "candidate and stays as it is: name norms, biases or head as well, or train through "
+            "the rounding with heal.straight_through=true"
         )
-    LOG.warning("heal: %s matrices have coarser types and stay as they are", len(typed))
+    if typed:
+        LOG.warning("heal: %s matrices have coarser types and stay as they are", len(typed))
 
 
 def recompute_blocks(model: PreTrainedModel, family: Family) -> None:
@@ -110,7 +172,6 @@ def trained_weights(
     chosen = {
         id(parameter): parameter.numel()
         for choice in config.train
-        if choice != LORA
         for parameter in _chosen(model, family, choice)
         if id(parameter) not in frozen
     }
@@ -135,7 +196,7 @@ def choose_trained(model: PreTrainedModel, family: Family, choices: Sequence[str
     """
     model.requires_grad_(False)
     for choice in choices:
-        if choice == LORA:
+        if choice in OTHERS:
             continue
         chosen = list(_chosen(model, family, choice))
         if not chosen:
@@ -147,7 +208,9 @@ def choose_trained(model: PreTrainedModel, family: Family, choices: Sequence[str
 
 
 def _chosen(model: PreTrainedModel, family: Family, choice: str) -> Iterator[nn.Parameter]:
-    """The parameters that a word names."""
+    """The parameters that a word names; those of `OTHERS` name none."""
+    if choice in OTHERS:
+        return
     if choice == ALL:
         yield from model.parameters()
     elif choice == NORMS:

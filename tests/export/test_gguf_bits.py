@@ -16,7 +16,8 @@ from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import materialize
 from evocompress.export.formats import file_layout_of, type_rules_of
 from evocompress.export.gguf_size import room_for_lists
-from evocompress.export.record import read_record
+from evocompress.export.parts import PARTS_FILE
+from evocompress.export.record import read_record, write_record
 from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import load
 from evocompress.pipeline.planning.outline import outline
@@ -188,8 +189,13 @@ def test_the_experts_of_a_block_are_tied(tmp_path):
 def test_healed_weights_are_rounded_to_the_same_types(tmp_path, caplog):
     loaded, library, candidate = made(tmp_path, "llama", every_type)
     first = materialize(loaded, library, candidate, tmp_path / "stock", format="stock")
-    out = materialize(loaded, None, candidate, tmp_path / "out", format="gguf", healed=first)
     plain = materialize(loaded, library, candidate, tmp_path / "plain", format="gguf")
+    exact = materialize(loaded, None, candidate, tmp_path / "exact", format="gguf", healed=first)
+    assert (exact / "model.gguf").read_bytes() == (plain / "model.gguf").read_bytes()
+    assert not caplog.text
+    (first / PARTS_FILE).unlink()
+    write_record(first, read_record(first))  # as older versions wrote it
+    out = materialize(loaded, None, candidate, tmp_path / "out", format="gguf", healed=first)
     assert types_in(out / "model.gguf") == types_in(plain / "model.gguf")
     anew = (out / "model.gguf").read_bytes()
     assert "were rounded to their types anew, each weight to the nearest value" in caplog.text

@@ -109,7 +109,8 @@ def test_two_processes_share_out_what_one_does_as_often_as_a_script_wants(tmp_pa
     """To the bit; each micro-batch has a layer that the other has no gradient of, as experts."""
     one, *shared = (tmp_path / name for name in ("one", "two", "again"))
     state = trained()
-    assert {"exp_avg.c.weight", "master.d.weight"} <= set(state)
+    assert {"exp_avg.c.weight", "master.d.weight", "exp_avg.e.weight.weight"} <= set(state)
+    assert {"exp_avg.f.weight.minimum", "codes.f.weight"} <= set(state)
     assert "exp_avg.d.weight" not in state
     save_file(state, one)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -103,6 +103,29 @@ def pack_blocks(rounded: Rounded, kind: StorageType) -> Tensor:
     return torch.from_numpy(np.concatenate(parts, axis=-1).reshape(rows, -1))
 
 
+def unpack_blocks(packed: Tensor, kind: StorageType) -> Rounded:
+    """The matrix of a uniform type whose rows have the bytes (out, bytes of a row)."""
+    blocks = packed.cpu().numpy().reshape(len(packed), -1, kind.block_bytes)
+    halves = 2 if kind.ranges == "affine" else 1
+    numbers = np.ascontiguousarray(blocks[..., : 2 * halves]).view(np.float16).astype(np.float32)
+    rest = blocks[..., 2 * halves :]
+    if kind.bits == 8:
+        codes = (rest.view(np.int8).astype(np.int16) + 128).astype(np.uint8)
+    else:
+        nibbles = rest[..., -kind.block // 2 :]
+        codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1)
+        if kind.bits == 5:
+            high = np.unpackbits(rest[..., : kind.block // 8], axis=-1, bitorder="little")
+            codes |= high << 4
+    scales = torch.from_numpy(np.ascontiguousarray(numbers[..., 0]))
+    minima = (
+        torch.from_numpy(np.ascontiguousarray(numbers[..., 1]))
+        if halves == 2
+        else -scales * 2 ** (kind.bits - 1)
+    )
+    return Rounded(torch.from_numpy(codes.reshape(len(packed), -1)), scales, minima)
+
+
 def _nibbles(codes: PackedRows) -> PackedRows:
     """The lower four bits: a byte has one of a block's first half and one of its second."""
     first, second = np.split(codes & 15, 2, axis=-1)

@@ -42,6 +42,11 @@ class BlockGrid:
         return codes * self.scale + self.minimum
 
 
+def least_code(kind: StorageType) -> int:
+    """Of a type with a uniform grid; the greatest has all bits. Of q8_0 ±127 are the ends."""
+    return int(kind.lane != GROUPS and kind.bits == 8)
+
+
 def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> BlockGrid:
     """The grid that just holds the weights of a block.
 
@@ -58,26 +63,28 @@ def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> BlockG
     least, most = block.amin(0), block.amax(0)
     steps = 2**kind.bits - 1
     if kind.ranges == "affine":
-        scale, minimum = _as_stored((most - least) / steps, stored), _as_stored(least, stored)
-        return BlockGrid(_divisor(scale), minimum, torch.zeros_like(scale), 0, steps)
+        scale, minimum = as_stored((most - least) / steps, stored), as_stored(least, stored)
+        return BlockGrid(divisor(scale), minimum, torch.zeros_like(scale), 0, steps)
     if kind.ranges == "zero point":
         least, most = least.clamp_max(0), most.clamp_min(0)
-        scale = _divisor(_as_stored((most - least) / steps, stored))
+        scale = divisor(as_stored((most - least) / steps, stored))
         zero = (-least / scale).round().clamp(0, steps)
         return BlockGrid(scale, -scale * zero, zero, 0, steps)
-    middle, low = 2 ** (kind.bits - 1), 0
+    middle = 2 ** (kind.bits - 1)
     size = torch.maximum(most, -least)
     if kind.lane == GROUPS:
         scale = size / (steps / 2)
     elif kind.bits == 8:
-        scale, low = size / (middle - 1), 1
+        scale = size / (middle - 1)
     else:  # the weight of largest size, whatever its sign, has the code whose value is largest
         scale = torch.where(most >= -least, most, least) / -middle
-    scale = _divisor(_as_stored(scale, stored))
-    return BlockGrid(scale, -scale * middle, torch.full_like(scale, middle), low, steps)
+    scale = divisor(as_stored(scale, stored))
+    return BlockGrid(
+        scale, -scale * middle, torch.full_like(scale, middle), least_code(kind), steps
+    )
 
 
-def _as_stored(values: Tensor, stored: torch.dtype) -> Tensor:
+def as_stored(values: Tensor, stored: torch.dtype) -> Tensor:
     """Numbers as they are read back from their type."""
     found = values.to(stored).to(values.dtype)
     if not bool(found.isfinite().all()):
@@ -88,6 +95,6 @@ def _as_stored(values: Tensor, stored: torch.dtype) -> Tensor:
     return found
 
 
-def _divisor(scale: Tensor) -> Tensor:
+def divisor(scale: Tensor) -> Tensor:
     """A scale, or 1 where all weights are alike: their codes are then all the same."""
     return torch.where(scale == 0, 1.0, scale)

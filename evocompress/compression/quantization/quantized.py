@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from evocompress.compression.criteria import Statistics
-from evocompress.compression.quantization.ggml import dequantized, pack_blocks, quantized
+from evocompress.compression.quantization.ggml import (
+    dequantized,
+    pack_blocks,
+    quantized,
+    unpack_blocks,
+)
 from evocompress.compression.quantization.gptq import (
     Rounded,
     RoundingTask,
@@ -128,6 +133,35 @@ def _few_in_words(codes: Tensor, bits: int) -> Tensor:
     each = torch.nn.functional.pad(each, (0, -each.shape[1] % WORD))
     words = (each.view(len(codes), -1, WORD) << torch.arange(WORD)).sum(2)
     return words.to(torch.uint32).view(torch.int32)
+
+
+def unpacked(parts: Mapping[str, Tensor], kind: StorageType, columns: int) -> Rounded:
+    """The matrix with so many inputs whose `QuantizedMatrix.parts` these are; of a uniform type."""
+    if kind.lane != GROUPS:
+        return unpack_blocks(parts["packed"], kind)
+    scales = parts["scale"].float()
+    zeros: Tensor | int = 2 ** (kind.bits - 1)
+    if kind.ranges == "zero point":
+        zeros = out_of_words(parts["zero_point"].T, kind.bits, len(scales)).T
+    return Rounded(out_of_words(parts["packed"], kind.bits, columns), scales, -scales * zeros)
+
+
+def read_back(parts: Mapping[str, Tensor], kind: StorageType, columns: int) -> Tensor:
+    """The weights (out, in) float32 of `QuantizedMatrix.parts`."""
+    if kind.lane != GROUPS:
+        return dequantized(parts["packed"], kind)
+    return unpacked(parts, kind, columns).weight
+
+
+def out_of_words(words: Tensor, bits: int, columns: int) -> Tensor:
+    """The inverse of `in_words`: integers (rows, columns) uint8."""
+    return torch.cat([_few_out_of_words(p, bits, columns) for p in torch.split(words.cpu(), ROWS)])
+
+
+def _few_out_of_words(words: Tensor, bits: int, columns: int) -> Tensor:
+    each = (words[..., None].to(torch.int64) >> torch.arange(WORD)) & 1
+    found = each.flatten(1)[:, : columns * bits].view(len(words), columns, bits)
+    return (found << torch.arange(bits)).sum(2).to(torch.uint8)
 
 
 def part_specs(
