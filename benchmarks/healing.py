@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from cells import cell
 from common import Figure, emit
+from permuted import permuted_copy
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -67,7 +68,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "budget": {"body_params": 0.7},
     },
     "zeros": {"sparsity": {"target": 0.6, "step": 27648, "levels": 4}},
+    "bits": {
+        "bits": {"types": [f"w{bits}g64" for bits in (2, 3, 4, 5, 6, 8)]},
+        "budget": {"bits_per_weight": 3.0},
+    },
 }
+
+
+QUICK_BITS = {"bits": {"types": ["w3g32", "w4g32"]}, "budget": {"bits_per_weight": 4.2}}
 
 
 def choices(text: str, calibration: str) -> dict[str, dict[str, Any]]:
@@ -103,6 +111,19 @@ def choices(text: str, calibration: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def typed_choices(text: str, calibration: str) -> dict[str, dict[str, Any]]:
+    """The same where matrices have types; by `MIXED` these stay as they are."""
+    mixed: dict[str, Any] = {"source": {text: 1.0, calibration: 1.0}}
+    through = mixed | {"straight_through": True}
+    return {
+        MIXED: mixed,
+        "scales alone": mixed | {"train": "scales"},
+        "scales": mixed | {"train": "all,scales"},
+        "straight-through": through,
+        "straight-through, scales": through | {"train": "all,scales"},
+    }
+
+
 @dataclass(frozen=True)
 class Setup:
     """What is healed, on which text, and what it is judged on.
@@ -116,7 +137,8 @@ class Setup:
         heldout: Text files that judge.
         sequences: How many of each.
         tokens: How many to heal with.
-        choices: Changes of the healing by name.
+        choices: Changes of the healing by name, where no matrix has a type.
+        typed: The same where matrices have, in a model whose channels are permuted.
         healing: What all choices have in common.
     """
 
@@ -129,6 +151,7 @@ class Setup:
     sequences: int
     tokens: tuple[int, ...] = ()
     choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    typed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     healing: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -166,7 +189,7 @@ def main() -> None:
     """Runs or continues the healings and prints their figures."""
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as scratch:
-        setup = quick_setup(Path(scratch)) if arguments.quick else _full(arguments)
+        setup = quick_setup(Path(scratch), typed=True) if arguments.quick else _full(arguments)
         figures: dict[str, Figure] = {}
         for setting in setup.spaces:
             rows = Winner(setup, setting).rows()
@@ -179,14 +202,15 @@ def _arguments() -> argparse.Namespace:
     parser = text_parser(__doc__.splitlines()[0], "healing")
     parser.add_argument("--tokens", type=int, nargs="+", default=[50_000, 200_000, 500_000])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--choices", nargs="+", help="only these")
+    parser.add_argument("--choices", nargs="+", help="only these, of any setting")
     parser.add_argument("--heal", type=json.loads, default={}, help="settings of all, as JSON")
     return parsed(parser)
 
 
 def _full(arguments: argparse.Namespace) -> Setup:
-    every = choices(arguments.text, arguments.calibration)
-    wanted = arguments.choices or list(every)
+    files = (arguments.text, arguments.calibration)
+    every, typed = choices(*files), typed_choices(*files)
+    wanted = set(arguments.choices or [*every, *typed])
     return Setup.of_files(
         arguments.results,
         arguments.calibration,
@@ -194,13 +218,14 @@ def _full(arguments: argparse.Namespace) -> Setup:
         arguments.settings,
         sequences=arguments.sequences,
         tokens=tuple(arguments.tokens),
-        choices={name: every[name] for name in wanted},
+        choices={name: changes for name, changes in every.items() if name in wanted},
+        typed={name: changes for name, changes in typed.items() if name in wanted},
         healing=arguments.heal,
     )
 
 
-def quick_setup(folder: Path) -> Setup:
-    """A tiny random model and texts of its own."""
+def quick_setup(folder: Path, *, typed: bool = False) -> Setup:
+    """A tiny random model and texts of its own; with a space of types."""
     from evocompress.testing.tiny import tiny_checkpoint
 
     for name, prime in (("one", 2999), ("two", 3001), ("three", 3011)):
@@ -221,12 +246,14 @@ def quick_setup(folder: Path) -> Setup:
         spaces={
             "widths": {"width": {"multiple_of": 8}, "budget": {"body_params": 0.8}},
             "zeros": {"sparsity": {"target": 0.5, "step": 128, "levels": 2}},
-        },
+        }
+        | ({"bits": QUICK_BITS} if typed else {}),
         search={"name": "auto", "tokens": 4000},
         heldout=(three,),
         sequences=4,
         tokens=(512,),
         choices=choices(two, one),
+        typed=typed_choices(two, one),
         healing={"validation_sequences": 2},
     )
 
@@ -244,20 +271,29 @@ class Winner:
     def rows(self) -> list[dict[str, Any]]:
         """One for each choice and number of tokens, the first without any healing."""
         found = [self._measured("none", 0, lambda: (self.run.checkpoint, {}))]
+        choices = self.setup.typed if self._typed else self.setup.choices
         for tokens in self.setup.tokens:
-            for name, changes in self.setup.choices.items():
+            for name, changes in choices.items():
                 found.append(self._healed(name, tokens, changes))
         return found
+
+    @property
+    def _typed(self) -> bool:
+        """Whether matrices have types."""
+        return "bits" in self.setup.spaces[self._setting]
 
     @cached_property
     def run(self) -> RunFolder:
         """The run, searched and materialized where that is not done."""
         setup, path = self.setup, self.folder / "run"
+        model = dict(setup.model)
+        if self._typed:
+            model["source"] = str(permuted_copy(model["source"], 0, setup.folder / "models"))
         config = RunConfig.model_validate(
             {
                 "name": "run",
                 "runs": str(self.folder),
-                "model": dict(setup.model),
+                "model": model,
                 "calibration": dict(setup.calibration),
                 "space": dict(setup.spaces[self._setting]),
                 "search": dict(setup.search),

@@ -18,7 +18,7 @@ BELOW = {
     "models": "core",
     "compression": "core models",
     "export": "core space models compression",
-    "healing": "core models export",
+    "healing": "core models compression export",
     "evaluation": "core space models compression healing",
     "pipeline": "core space search models compression export healing evaluation",
     "report": "core space evaluation pipeline",

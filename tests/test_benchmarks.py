@@ -97,7 +97,8 @@ FIGURES = {
         f"{setting}_{key}"
         for setting in ("widths", "zeros")
         for key in ("none_0_kl_three", "none_0_difference", "former_default_512_difference")
-    ],
+    ]
+    + [f"bits_{choice}_512_difference" for choice in ("scales", "straight-through,_scales")],
     "proxy_validity": [f"{setting}_regret_plain" for setting in ("widths", "zeros")],
     "bottom_line": [
         *("ours_kl_80", "best_other_kl_80", "ours_ppl_three_80", "uniform_kl_80_sd", "flap_kl_80"),

@@ -9,5 +9,5 @@ Interface: `evocompress.compression.criteria.base.Criterion` and
 line, see docs/criteria.md), `evocompress.compression.library.build_library`,
 `evocompress.compression.live_model.LiveModel`.
 
-Imported by: `cli`, `distributed`, `evaluation`, `export`, `pipeline`, `testing`.
+Imported by: `cli`, `distributed`, `evaluation`, `export`, `healing`, `pipeline`, `testing`.
 """

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.compression.quantization.gptq import Rounded
-from evocompress.compression.quantization.quantized import QuantizedMatrix, scale_type, unpacked
+from evocompress.compression.quantization.quantized import QuantizedMatrix, scale_type, unpack_parts
 from evocompress.core.errors import ConfigError, ModelError
 from evocompress.core.storage import storage_type
 from evocompress.core.types import Level
@@ -70,7 +70,7 @@ class TypedParameters:
             parameter, kind = student.get_parameter(name), storage_type(self.levels[name].bits)
             columns = as_rows(parameter, turned=name in self.turned).shape[1]
             parts = beside.get(self.dense[name])
-            first = None if parts is None else unpacked(parts, kind, columns)
+            first = None if parts is None else unpack_parts(parts, kind, columns)
             if first is None or not torch.equal(self.weight(name, first, parameter), parameter):
                 raise ModelError(
                     f"{self.path}: {name} is not what {PARTS_FILE} says: write it again with "

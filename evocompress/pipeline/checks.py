@@ -15,7 +15,7 @@ from evocompress.evaluation.proxies import check_proxy
 from evocompress.healing.adapting import check_adaptable
 from evocompress.healing.packages import check_packages
 from evocompress.healing.top_k import check_cacheable
-from evocompress.healing.trained import LORA
+from evocompress.healing.trained import LORA, SCALES
 from evocompress.models.loading import require_next_token
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.resolve import check_search
@@ -79,7 +79,13 @@ def _check_next_token(context: RunContext, search: bool) -> None:
 
 def _check_types(context: RunContext) -> None:
     """Refuses types of weights that cannot be made here, and a healing that cannot keep them."""
-    bits = context.config.space.bits
+    bits, heal = context.config.space.bits, context.config.heal
+    if bits is None and (heal.straight_through or SCALES in heal.train):
+        key = "straight_through" if heal.straight_through else "train=scales"
+        raise ConfigError(
+            f"heal.{key} trains what has a coarser type, and nothing has without space.bits: leave "
+            "it out"
+        )
     if bits is None:
         return
     if LORA in context.config.heal.train:

@@ -1,9 +1,13 @@
 """Types of stored weights beside everything else that a space has, from search to report."""
 
+import shutil
+
 import gguf
+import numpy as np
 import pytest
 from dying import Killed, dying
 from run_files import tiny_run, written
+from safetensors.torch import load_file
 
 from evocompress import api
 from evocompress.compression.quantization import ggml
@@ -101,10 +105,40 @@ def test_all_stages_keep_the_types(home, whole):
     assert wanted <= set(types[0].values())
 
 
+@pytest.mark.parametrize("more", [(), ("heal.tokens=auto", "heal.most_tokens=40_000")], ids=str)
+def test_what_is_trained_through_its_rounding_is_written_as_it_is(home, whole, more, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(run / "heal", ignore_errors=True)
+    if not (run / "checkpoint").exists():
+        api.materialize(run)
+    words = ("heal.train=all,scales", "heal.straight_through=true", "heal.steps=12")
+    api.heal(run, (*words, *more))
+    out = api.materialize(run, out=tmp_path / "out", form="gguf", healed=True) / "model.gguf"
+    weights = load_file(run / "heal" / "checkpoint" / "model.safetensors")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(out).tensors}
+    downs = [name for name in weights if name.endswith("down_proj.weight")]
+    changed = 0
+    for name in downs:
+        stored = tensors[f"blk.{name.split('.')[2]}.ffn_down.weight"]
+        read = gguf.dequantize(stored.data, stored.tensor_type)
+        assert np.array_equal(read, weights[name].numpy()), name
+        before = load_file(run / "checkpoint" / "model.safetensors")[name]
+        changed += not np.array_equal(read, before.numpy())
+    assert downs and changed
+
+
 def test_adapters_are_refused_before_the_search(home):
     with pytest.raises(ConfigError, match="heal.train=lora: .* train norms, biases or head"):
         api.search(run_of(home, "lora", heal={"train": "lora"}))
     assert not (home / "runs" / "lora").exists()
+
+
+def test_training_through_the_rounding_wants_types(home):
+    plain = {"drop": {}, "budget": {"params": 0.9}}
+    for heal, key in (({"train": "scales"}, "train=scales"), ({"straight_through": True}, "")):
+        with pytest.raises(ConfigError, match=f"heal.{key}.* nothing has without space.bits"):
+            api.search(run_of(home, "untyped", space=plain, heal=heal))
+    assert not (home / "runs" / "untyped").exists()
 
 
 def test_types_that_need_ggml_are_refused_before_anything_is_loaded(home, monkeypatch):

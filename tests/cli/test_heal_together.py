@@ -103,6 +103,30 @@ def test_each_way_of_healing_ends_in_the_same_bytes(
     assert files(run / "heal") == files(alone(finished, tmp_path, *words))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("heal.train=scales,norms",), ("heal.train=all,scales", "heal.straight_through=true")],
+    ids=" ".join,
+)
+def test_training_through_the_rounding_ends_in_the_same_bytes(
+    finished: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    settings = small_run(finished.parent.parent)
+    settings["heal"] |= {"batch": 2, "accumulate": 2, "learning_rate": 1e-3}
+    settings |= {
+        "runs": str(tmp_path),
+        "space": {"bits": {"types": ["q8_0", "q5_1"]}, "budget": {"bits_per_weight": 7.5}},
+    }
+    run = api.search(RunConfig.model_validate(settings))
+    api.materialize(run)
+    one = shutil.copytree(run, tmp_path / "one")
+    api.heal(one, words)
+    done = together("heal", str(run), *words)
+    assert done.returncode == 0, done.stderr
+    assert (one / "heal" / "checkpoint" / "types.parts").is_file()
+    assert files(run / "heal") == files(one / "heal")
+
+
 def test_more_micro_batches_than_processes_add_up_in_another_order(
     finished: Path, run: Path, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evocompress.compression.library import build_library
 from evocompress.compression.library.store import Library
-from evocompress.compression.quantization.quantized import unpacked
+from evocompress.compression.quantization.quantized import unpack_parts
 from evocompress.core.config import HealConfig, LibraryConfig
 from evocompress.core.errors import ConfigError
 from evocompress.core.storage import storage_type
@@ -196,7 +196,7 @@ def test_what_is_trained_through_its_rounding_is_what_a_file_gives_back(
     for name, level in candidate.levels:
         if level.bits:
             kind, rows = storage_type(level.bits), weights[f"{name}.weight"].shape[1]
-            first, last = (unpacked(p[f"{name}.weight"], kind, rows) for p in (before, after))
+            first, last = (unpack_parts(p[f"{name}.weight"], kind, rows) for p in (before, after))
             assert torch.equal(first.scales, last.scales) != scales
             same = torch.equal(first.codes, last.codes)
             assert same if not recipe.get("straight_through") else not same

@@ -135,7 +135,7 @@ def _few_in_words(codes: Tensor, bits: int) -> Tensor:
     return words.to(torch.uint32).view(torch.int32)
 
 
-def unpacked(parts: Mapping[str, Tensor], kind: StorageType, columns: int) -> Rounded:
+def unpack_parts(parts: Mapping[str, Tensor], kind: StorageType, columns: int) -> Rounded:
     """The matrix with so many inputs whose `QuantizedMatrix.parts` these are; of a uniform type."""
     if kind.lane != GROUPS:
         return unpack_blocks(parts["packed"], kind)
@@ -150,7 +150,7 @@ def read_back(parts: Mapping[str, Tensor], kind: StorageType, columns: int) -> T
     """The weights (out, in) float32 of `QuantizedMatrix.parts`."""
     if kind.lane != GROUPS:
         return dequantized(parts["packed"], kind)
-    return unpacked(parts, kind, columns).weight
+    return unpack_parts(parts, kind, columns).weight
 
 
 def out_of_words(words: Tensor, bits: int, columns: int) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from evocompress.core.config import HealConfig
 from evocompress.core.processes import owners
+from evocompress.core.storage import storage_type
+from evocompress.core.types import Level
 from evocompress.healing.adapting import sequences_for
 from evocompress.healing.optimizers import MOMENT_BYTES
 from evocompress.healing.recipe import sized_for
 from evocompress.healing.top_k import row_bytes
-from evocompress.healing.trained import trained_weights
+from evocompress.healing.trained import Learnt, through_rounding, trained_weights
 from evocompress.pipeline.planning.stages import FLOAT32, PlannedRun, StagePlan
 from evocompress.pipeline.planning.work import Work
 
@@ -52,7 +55,7 @@ def _healing(run: PlannedRun, given: HealConfig) -> StagePlan:
     work = run.products(tokens, dense=True) + run.products(tokens) * passes
     work += run.compared(3 * tokens)
     work += (run.products(validation) + run.compared(validation)) * measured
-    share = _kept_share(run, config)
+    share = _kept_share(run, config, _frozen(run, config))
     per_step = 2 * masters * share + config.accumulate / run.processes * 2 * FLOAT32
     work += Work(moved=config.steps * trained * per_step)
     checkpoint = params * run.dtype.itemsize
@@ -60,7 +63,7 @@ def _healing(run: PlannedRun, given: HealConfig) -> StagePlan:
     each = run.between_bytes if config.checkpointing else run.kept_bytes * 2
     beside = config.micro_batch * each
     beside += run.head_bytes
-    own = _training_bytes(run, params, trained, masters * share)
+    own = _training_bytes(run, params, trained, masters * share) + _beside_rounding(run, config)
     device = _teacher_bytes(run, config) + own + beside
     disk = _healing_bytes(run, config, params, trained * state) + _kept_on_disk(run, config)
     if config.top_k is not None:
@@ -85,10 +88,10 @@ def _training_bytes(run: PlannedRun, params: float, trained: float, masters: flo
     return params * own + trained * (own + masters)
 
 
-def _kept_share(run: PlannedRun, config: HealConfig) -> float:
+def _kept_share(run: PlannedRun, config: HealConfig, frozen: Collection[str]) -> float:
     """The largest share of the masters that a process has; adapters are many and small."""
     loaded = run.context.loaded
-    sizes, added = trained_weights(loaded.model, loaded.family, config, run.typed)
+    sizes, added = trained_weights(loaded.model, loaded.family, config, frozen)
     if added:
         sizes = [parameter.numel() for parameter in loaded.model.parameters()]
     loads = [0] * run.processes
@@ -143,7 +146,7 @@ def _adapting(run: PlannedRun, config: HealConfig) -> _Adapting:
     masters, state = _bytes_per_weight(config)
     blocks = run.processes * (run.weight_bytes - run.outer_bytes)
     disk = 2 * run.weight_bytes + blocks + 2 * state * weights
-    masters *= _kept_share(run, HealConfig())
+    masters *= _kept_share(run, HealConfig(), ())
     device = run.outer_bytes + _training_bytes(run, weights, weights, masters)
     return _Adapting(work, device, int(disk), run.weight_bytes)
 
@@ -155,9 +158,60 @@ def _trained(run: PlannedRun, config: HealConfig) -> float:
     trained: which types a candidate has is known after the search.
     """
     loaded = run.context.loaded
-    chosen, added = trained_weights(loaded.model, loaded.family, config, run.typed)
-    whole = sum(parameter.numel() for parameter in loaded.model.parameters())
-    return sum(chosen) / whole * run.costs[1]["params"] + added
+    chosen, added = trained_weights(loaded.model, loaded.family, config, _frozen(run, config))
+    scales = sum(
+        loaded.model.get_parameter(name).numel() * _numbers(run.typed[name])
+        for name, learnt in _through(run, config).items()
+        if learnt.scales
+    )
+    return (sum(chosen) + scales) * _left(run) + added
+
+
+def _left(run: PlannedRun) -> float:
+    """The share of the dense model's weights that the candidate has."""
+    parameters = run.context.loaded.model.parameters()
+    return run.costs[1]["params"] / sum(parameter.numel() for parameter in parameters)
+
+
+def _uniform(levels: Sequence[Level]) -> list[Level]:
+    """Those with types of equal steps, which can be trained through their rounding."""
+    return [level for level in levels if level.bits and storage_type(level.bits).uniform]
+
+
+def _numbers(levels: Sequence[Level]) -> float:
+    """Scales and minima for each weight, of the type with the most."""
+    kinds = [storage_type(level.bits) for level in _uniform(levels)]
+    return max((1 + (kind.ranges == "affine")) / kind.block for kind in kinds)
+
+
+def _through(run: PlannedRun, config: HealConfig) -> dict[str, Learnt]:
+    """What may be trained through its rounding."""
+    typed = {
+        name: next(iter([*_uniform(levels), *(one for one in levels if one.bits)]))
+        for name, levels in run.typed.items()
+    }
+    loaded = run.context.loaded
+    return through_rounding(loaded.model, loaded.family, config, typed)
+
+
+def _frozen(run: PlannedRun, config: HealConfig) -> list[str]:
+    """The parameters that have a coarser type in every candidate, and keep their values."""
+    learnt = _through(run, config)
+    always = (n for n, levels in run.typed.items() if all(lv.bits or lv.drop for lv in levels))
+    return [name for name in always if name not in learnt or not learnt[name].weights]
+
+
+def _beside_rounding(run: PlannedRun, config: HealConfig) -> float:
+    """Memory beside what is trained through its rounding: integers and their grids as they were.
+
+    Where only scales are trained the gradient of the weights is there all the same.
+    """
+    frozen, each = {*_frozen(run, config)}, 0.0
+    for name in _through(run, config):
+        size = run.context.loaded.model.get_parameter(name).numel()
+        least = min(storage_type(level.bits).block for level in _uniform(run.typed[name]))
+        each += size * (1 + 2 * FLOAT32 / least + run.dtype.itemsize * (name in frozen))
+    return each * _left(run)
 
 
 def _healing_bytes(run: PlannedRun, config: HealConfig, params: float, state: float) -> int:

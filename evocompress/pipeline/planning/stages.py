@@ -16,7 +16,7 @@ from evocompress.compression.library.plan import LibraryPlan, plan_library
 from evocompress.compression.library.recipe import methods_for
 from evocompress.compression.live_model import CUT_BYTES
 from evocompress.core.canonical import MATRICES
-from evocompress.core.types import Architecture, Candidate
+from evocompress.core.types import Architecture, Candidate, Level
 from evocompress.evaluation.proxies import PROXIES
 from evocompress.evaluation.proxies.prefix import LIMIT_BYTES
 from evocompress.models.head import chunk_bytes
@@ -139,16 +139,15 @@ class PlannedRun:
         return space.encoding.candidate(sampling.uniform(space))
 
     @cached_property
-    def typed(self) -> frozenset[str]:
-        """The parameters that have a coarser type in every candidate."""
+    def typed(self) -> dict[str, tuple[Level, ...]]:
+        """The levels of each parameter that may have a coarser type."""
         genes = self.context.untimed_space.encoding
-        return frozenset(
-            f"{unit.name}.weight"
+        return {
+            f"{unit.name}.weight": levels
             for units, levels in zip(genes.members, genes.levels, strict=True)
             if any(level.bits for level in levels)
-            and all(level.bits or level.drop for level in levels)
             for unit in units
-        )
+        }
 
     @cached_property
     def costs(self) -> tuple[Mapping[str, float], Mapping[str, float]]:

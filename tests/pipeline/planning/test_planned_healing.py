@@ -56,6 +56,28 @@ def test_only_what_may_keep_the_models_own_type_is_counted_as_trained():
     assert said[0][0].startswith("heal: 21 matrices may keep the model's own type")
 
 
+def test_what_is_trained_through_its_rounding_is_counted():
+    """Of q4_0, with one scale for 32 weights."""
+
+    def used(**heal):
+        bits = {"types": ["q4_0"], "match": ["*up_proj"]}
+        space = {"bits": bits, "budget": BITS}
+        return make_plan(config(space=space, heal=heal), tiny_loaded(), H200).stages[-1]
+
+    every = dict(tiny_loaded().model.named_parameters())
+    ups = sum(p.numel() for name, p in every.items() if "up_proj" in name)
+    frozen, scales = used(), used(train="all,scales")
+    through, both = used(straight_through=True), used(train="all,scales", straight_through=True)
+    integers = 1 + 8 / 32
+    masters = 4 + 16
+    more = [one.device_bytes - frozen.device_bytes for one in (scales, through, both)]
+    assert more[0] == pytest.approx(ups * (integers + 4 + masters / 32), rel=1e-6)
+    assert more[1] == pytest.approx(ups * (integers + masters), rel=1e-6)
+    assert more[2] == pytest.approx(ups * (integers + masters + masters / 32), rel=1e-6)
+    with pytest.raises(ConfigError, match="heal.straight_through: nothing that it trains"):
+        used(train="norms", straight_through=True)
+
+
 def test_several_processes_share_out_the_optimizer_and_are_advised():
     def planned(processes, device=DEVICES["h200"], accumulate=4):
         heal = {"accumulate": accumulate}
