@@ -71,7 +71,8 @@ def compare_files(request: dict[str, Any]) -> dict[str, Any]:
     found: list[dict[str, Any]] = [{"kl": [], "prefill": [], "generation": []} for _ in paths]
     for sequence in request["sequences"]:
         reference = _logits(engines[0], sequence)
-        for engine, each in zip(engines, found, strict=True):
+        found[0]["kl"].append(0.0)
+        for engine, each in zip(engines[1:], found[1:], strict=True):
             each["kl"].append(_divergence(reference, _logits(engine, sequence)))
     for _ in range(request["repeats"]):
         for engine, each in zip(engines, found, strict=True):
