@@ -15,13 +15,18 @@ def check_known_parts(family: Family, space: SpaceConfig) -> None:
 
     Raises:
         ModelError: It would narrow or drop something.
-        ConfigError: A budget is of a cost that is not known.
+        ConfigError: It has types of an embedding, or a budget of a cost that is not known.
     """
     if not family.alone:
         return
     cut = next((name for name in ("width", "drop") if getattr(space, name) is not None), None)
     if cut is not None:
         raise ModelError(f"space.{cut}: {family.alone}; {GOES}")
+    if space.bits is not None and (other := {*space.bits.scope} - {"matrices"}):
+        raise ConfigError(
+            f"space.bits.scope: {min(other)} of this {family.model_type} model cannot have types: "
+            "what is between it and the blocks is not known; give matrices alone"
+        )
     for name in space.budget:
         if name in (*OPERATIONS, *CACHED, *TIMED):
             raise ConfigError(

@@ -89,6 +89,11 @@ def test_transformers_loads_what_is_written(home, whole):
     [
         ({"space": {"drop": {}}}, ModelError, "space.drop: .*encoder_attn.*only space.bits and"),
         ({"space": SPACE | {"width": {}}}, ModelError, "space.width: .*not run .encoder_attn"),
+        (
+            {"space": {"bits": {"types": ["w8g32"], "scope": ["matrices", "head"]}}},
+            ConfigError,
+            "scope: head of this bart model cannot have types: .*give matrices alone",
+        ),
         ({"space": SPACE | {"budget": {"flops": 0.5}}}, ConfigError, "flops: it is counted by bl"),
         ({"space": SPACE | {"budget": {"kv_bytes": 0.5}}}, ConfigError, "kv_bytes: it is counted"),
     ],

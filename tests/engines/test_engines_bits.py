@@ -7,25 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from evocompress import api
 from evocompress.compression.library import build_library
 from evocompress.compression.live_model import LiveModel
-from evocompress.core.config import LibraryConfig
+from evocompress.core.config import LibraryConfig, RunConfig
 from evocompress.core.errors import RunError
 from evocompress.core.types import DENSE, DROP, Candidate, Level
-from evocompress.export import choose_for, materialize
+from evocompress.export import choose_for, materialize, read_record
 from evocompress.export.formats import type_rules_of
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.engines import (
+    CLOSE,
     Generated,
     first_difference,
+    generate,
     generate_from_each,
     greedy_tokens,
     why_missing,
 )
 from evocompress.testing.formats import LevelsByEnd, candidate_of
-from evocompress.testing.tiny import windowless
+from evocompress.testing.tiny import tiny_tokenizer, windowless
 
 pytestmark = pytest.mark.engines
 
@@ -76,12 +79,19 @@ def library_of(loaded: LoadedModel, candidate: Candidate, folder: Path):
     return build_library(loaded, wanted, tokens, "tokens", config, folder, batch=4)
 
 
+def no_vllm() -> str | None:
+    """Why vLLM does not compute matrices of 4 bits here; ``None`` if it does."""
+    if "avx512f" not in Path("/proc/cpuinfo").read_text():
+        return "vllm: its kernel for 4 bits on a CPU needs AVX-512"
+    return why_missing("vllm")
+
+
 @torch.no_grad()
-def half_error(loaded: LoadedModel) -> float:
-    """How far float16 takes the logits of the model as it is from those of float32."""
-    half = copy.deepcopy(loaded.model).half()
+def error_in_half(model: PreTrainedModel) -> float:
+    """How far float16 takes the logits of a model from those of float32."""
+    half = copy.deepcopy(model).half()
     ids = [torch.tensor([prompt]) for prompt in PROMPTS]
-    pairs = [(half(one).logits.float(), loaded.model(one).logits) for one in ids]
+    pairs = [(half(one).logits.float(), model(one).logits) for one in ids]
     return max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
 
 
@@ -109,10 +119,8 @@ def made(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def in_vllm(made) -> dict[str, Generated | RunError]:
-    if reason := why_missing("vllm"):
+    if reason := no_vllm():
         pytest.skip(reason)
-    if "avx512f" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("vllm: its kernel for 4 bits on a CPU needs AVX-512")
     folders = [out for *_, out in made.values()]
     found = generate_from_each("vllm", folders, PROMPTS, dtype="float16")
     return dict(zip(made, found, strict=True))
@@ -128,7 +136,7 @@ def test_vllm_generates_the_tokens_of_the_candidate(loaded, made, in_vllm, case)
     assert found.tokens != dense
     with LiveModel(loaded, library) as live:
         live.apply(candidate)
-        close = 2 * half_error(loaded)
+        close = 2 * error_in_half(loaded.model)
         for prompt, theirs in zip(PROMPTS, found.tokens, strict=True):
             ours = greedy_tokens(loaded.model, prompt, len(theirs))
             line = first_difference(loaded.model, prompt, ours, theirs, close)
@@ -153,3 +161,49 @@ def test_transformers_generates_the_tokens_of_the_candidate(loaded, made, case) 
             ours, theirs = (greedy_tokens(one, prompt) for one in (loaded.model, model))
             line = first_difference(loaded.model, prompt, ours, theirs)
             assert line is None or line.startswith("close"), line
+
+
+def test_a_searched_candidate_is_read_by_both(loaded, tmp_path) -> None:
+    """Of a space of drops, widths and types for vLLM, which leaves out three bits."""
+    pytest.importorskip("compressed_tensors")
+    loaded.model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(" ".join(f"word{n * n % 2999}" for n in range(3000)))
+    sizes = {"library_sequences": 4, "search_sequences": 8, "heldout_sequences": 4, "length": 32}
+    settings = {
+        "name": "run",
+        "runs": str(tmp_path),
+        "model": {"source": str(tmp_path / "model")},
+        "calibration": {"source": str(tmp_path / "text.txt"), **sizes},
+        "space": {
+            "drop": {"protect": []},
+            "width": {"multiple_of": 64},
+            "bits": {"types": ["w4g32", "w4g64", "w3g32"]},
+            "fits": "vllm",
+            "budget": {"bits_per_weight": 2.0},
+        },
+        "library": {"width_criterion": "magnitude"},
+        "search": {"name": "auto", "tokens": 3000},
+    }
+    folder = api.search(RunConfig.model_validate(settings))
+    assert "space.bits: w3g32: no matrix can have such a type" in (folder / "log.txt").read_text()
+    out = api.materialize(folder, out=tmp_path / "out", program="vllm")
+    record = read_record(out)
+    levels = [level for _, level in Candidate.from_json(record.levels).levels]
+    assert any(lv.drop for lv in levels) and any(lv.narrow for lv in levels)
+    assert {lv.bits for lv in levels} - {""} <= {"w4g32", "w4g64"} and read_record(
+        out
+    ).format == FORMAT
+    plain = api.materialize(folder, out=tmp_path / "plain", form="hf")
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True) for path in (plain, out)
+    )
+    found = {"transformers": [greedy_tokens(theirs, prompt) for prompt in PROMPTS]}
+    close = {"transformers": CLOSE}
+    if no_vllm() is None:
+        found["vllm"] = generate("vllm", out, PROMPTS, dtype="float16").tokens
+        close["vllm"] = 2 * error_in_half(ours)
+    for name, tokens in found.items():
+        for prompt, others in zip(PROMPTS, tokens, strict=True):
+            line = first_difference(ours, prompt, greedy_tokens(ours, prompt), others, close[name])
+            assert line is None or line.startswith("close"), (name, line)
