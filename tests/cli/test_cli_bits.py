@@ -162,7 +162,8 @@ def test_a_budget_of_the_file_is_met_to_the_byte(home):
         "budget": {"file_bytes": 0.45},
     }
     search = {"name": "evopress_dp"}
-    folder = api.search(run_of(home, "sized", space=space, search=search))
+    library = {"path": str(home / "other")}
+    folder = api.search(run_of(home, "sized", space=space, search=search, library=library))
     assert winner_of(folder)["model.embed_tokens"].bits
     out = api.materialize(folder, form="gguf")
     record, size = read_record(out), (out / "model.gguf").stat().st_size
