@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "BF16": 30}
+"""ggml's numbers of types; llama-cpp-python has no name for the last one."""
+
 ROWS = 64
 """Positions whose logits are compared at once."""
 
@@ -24,7 +27,7 @@ def quantize(request: dict[str, Any]) -> str:
     """Makes files of mixes, as ``llama-quantize`` does.
 
     The request: ``source``, a file; ``targets``, {llama.cpp's name of a mix: a file};
-    ``embeddings``, a type for embedding and head, or null for the mix's own; ``importance``,
+    ``embeddings``, of `TYPES`, for embedding and head, or null for the mix's own; ``importance``,
     {tensor: a number for each of its inputs} or null.
     """
     import llama_cpp  # type: ignore[import-not-found]
@@ -32,7 +35,7 @@ def quantize(request: dict[str, Any]) -> str:
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.nthread = 1
     if request["embeddings"]:
-        kind = getattr(llama_cpp, f"GGML_TYPE_{request['embeddings']}")
+        kind = TYPES[request["embeddings"]]
         parameters.output_tensor_type = parameters.token_embedding_type = kind
     rows = request["importance"] or {}
     values = {name: (ctypes.c_float * len(row))(*row) for name, row in rows.items()}
