@@ -11,23 +11,31 @@ therefore taken over the rows on whose masks both agree, and the other rows are 
 difference over all rows is given as well.
 
 ``six_types_ratio`` compares six bit widths of a matrix in one GPTQ sweep with one, the
-factorisation of the Hessian included.
+factorisation of the Hessian included; ``bits_library_ratio`` the same of a whole level library of
+SmolLM2-135M, with its passes over ``--calibration``, and with ``--quick`` of a tiny model.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from common import Figure, emit, interleaved, median_ratio
+from healing import quick_setup
 from torch import Tensor
 
+from evocompress import api
 from evocompress.compression.criteria import CRITERIA, Statistics
 from evocompress.compression.quantization.gptq import RoundingTask
 from evocompress.compression.quantization.quantized import QuantizedMatrix, quantize_all
+from evocompress.core.config import RunConfig
+from evocompress.core.progress import Silent
 from evocompress.core.storage import STORAGE
 from evocompress.core.types import Level
 
@@ -47,6 +55,7 @@ class Size:
         levels: Sparsity levels of each.
         sequences, length: Calibration tokens.
         repeats: Timings of each method.
+        libraries: Timings of each whole library.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -54,10 +63,11 @@ class Size:
     sequences: int
     length: int
     repeats: int
+    libraries: int
 
 
-FULL = Size(((1536, 576), (576, 1536)), levels=13, sequences=128, length=512, repeats=5)
-QUICK = Size(((256, 192), (192, 256)), levels=5, sequences=16, length=128, repeats=3)
+FULL = Size(((1536, 576), (576, 1536)), 13, sequences=128, length=512, repeats=5, libraries=3)
+QUICK = Size(((256, 192), (192, 256)), 5, sequences=16, length=128, repeats=3, libraries=1)
 
 
 @dataclass(frozen=True)
@@ -74,11 +84,15 @@ def main() -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--calibration", help="text file for whole libraries; without, none")
     parser.add_argument("--quick", action="store_true", help="small matrices")
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
     cases = [make_case(shape, size, seed) for seed, shape in enumerate(size.shapes)]
     figures = speed(cases, size.repeats) | types(cases, size.repeats) | difference(cases)
+    if arguments.quick or arguments.calibration:
+        with tempfile.TemporaryDirectory() as scratch:
+            figures |= whole(Path(scratch), arguments.calibration, size.libraries)
     emit("library", figures, arguments.json)
 
 
@@ -128,6 +142,41 @@ def types(cases: Sequence[Case], repeats: int) -> dict[str, Figure]:
         "one_type_seconds": statistics.median(seconds["one"]),
         "six_types_seconds": statistics.median(seconds["six"]),
         "six_types_ratio": median_ratio(seconds["six"], seconds["one"]),
+    }
+
+
+def whole(folder: Path, text: str | None, repeats: int) -> dict[str, Figure]:
+    """Seconds of a level library with one type and with six, and their ratio (median of turns).
+
+    Args:
+        folder: Gets the libraries.
+        text: The calibration text of SmolLM2-135M; ``None`` for a tiny random model.
+        repeats: Timings of each.
+    """
+    if text is None:
+        quick = quick_setup(folder)
+        model, calibration = dict(quick.model), dict(quick.calibration)
+        names: Sequence[str] = tuple(name.replace("g64", "g32") for name in TYPES)
+    else:
+        model, names = {"source": "demo:smollm2-135m"}, TYPES
+        calibration = {"source": text, "library_sequences": 64, "length": 512, "micro_batch": 1}
+
+    def build(types: Sequence[str]) -> None:
+        settings = {
+            "name": f"{len(types)}-types",
+            "runs": str(folder / "runs"),
+            "model": model,
+            "calibration": calibration,
+            "space": {"bits": {"types": list(types)}, "budget": {"bits_per_weight": 1.0}},
+            "library": {"path": str(folder / "library")},
+        }
+        api.build_library(RunConfig.model_validate(settings), reporter=Silent())
+        shutil.rmtree(folder / "library")
+
+    seconds = interleaved({"one": lambda: build(names[:1]), "six": lambda: build(names)}, repeats)
+    return {
+        "bits_library_seconds": statistics.median(seconds["six"]),
+        "bits_library_ratio": median_ratio(seconds["six"], seconds["one"]),
     }
 
 

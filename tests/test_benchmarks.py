@@ -51,7 +51,10 @@ FIGURES = {
         *("verify_s_per_gb", "verify_sha256_s_per_gb", "from_disk_s_per_gb", "write_json_ms"),
     ],
     "journal": ["open_s", "peak_mib", "missing_ms", "resume_s"],
-    "library": ["vs_per_level_sweeps", "six_types_ratio", "max_relative_difference"],
+    "library": [
+        *("vs_per_level_sweeps", "six_types_ratio", "max_relative_difference"),
+        "bits_library_ratio",
+    ],
     "latency_model": [
         *("median_abs_error", "shortest", "batch", "tokens", "spread"),
         *("decode_median_abs_error", "decode_shortest"),
