@@ -162,10 +162,12 @@ def file_layout_of(name: str, loaded: LoadedModel, *, uneven: bool) -> FileLayou
     """What a file of a format is made of.
 
     Raises:
-        ConfigError: Its size is not foretold.
+        ConfigError: Its size is not foretold, or it holds no such model.
     """
     form = FORMATS[name]
     if _is_sized(form):
+        if reason := obstacle_of(name, loaded, Candidate()):
+            raise ConfigError(f"'file_bytes' is that of format '{name}', which {reason}")
         return form.file_layout(loaded, uneven=uneven)
     sized = ", ".join(name for name in FORMATS.usable() if _is_sized(FORMATS[name]))
     raise ConfigError(f"'file_bytes' of format '{name}' is not foretold: give space.fits: {sized}")

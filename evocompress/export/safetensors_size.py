@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from functools import partial
-from math import prod
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from evocompress.compression.library.files import DTYPES
 from evocompress.models.families.outer import every_unit
@@ -31,20 +31,19 @@ def safetensors_layout(loaded: LoadedModel) -> FileLayout:
     model, stored = loaded.model, loaded.stored
     tree = every_unit(loaded.family, model)
     matrices = {f"{u.name}.weight": u for u in tree if u.shape}
-    shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
-    size = sum(map(prod, shapes.values())) * stored.itemsize
-    told_of = partial(_told, place=size // 2)
-    inner = tuple(f"{unit.name}." for unit in tree if unit.kind == "block")
+    held = _held(model)
+    kinds = {name: stored if one.is_floating_point() else one.dtype for name, one in held.items()}
+    sizes = {name: one.numel() * kinds[name].itemsize for name, one in held.items()}
+    size = sum(sizes.values())
+    told = {
+        name: _told(name, tuple(one.shape), DTYPES.get(kinds[name], "BOOL"), size // 2)
+        for name, one in held.items()
+    }
     beside: Counter[str] = Counter()
-    for name, shape in shapes.items():
-        told, unit = told_of(name, shape, DTYPES[stored]), matrices.get(name)
-        if unit is not None:
-            beside[tree.sublayer(unit).name] += told
-        elif name.startswith(inner):
-            block, kind = _block(name, inner), "attention" if "input" in name else "mlp"
-            beside[f"{block}.{kind}"] += told + stored.itemsize * prod(shape)
+    for name, part in _homes(loaded, held).items():
+        beside[part] += told[name] + (0 if name in matrices else sizes[name])
     header = len(json.dumps({"__metadata__": {"format": "pt"}}, separators=(",", ":")))
-    header += sum(told_of(name, shape, DTYPES[stored]) for name, shape in shapes.items())
+    header += sum(told.values())
     return FileLayout(
         total=LENGTH + aligned(header, LENGTH) + size,
         beside=beside,
@@ -63,8 +62,34 @@ def file_bytes_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _block(name: str, inner: Sequence[str]) -> str:
-    return next(block for block in inner if name.startswith(block)).removesuffix(".")
+def _held(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What a file has: every parameter once, and what a model keeps beside them, as of a norm."""
+    lasting = model.state_dict().keys()
+    buffers = {name: one for name, one in model.named_buffers() if name in lasting}
+    return dict(model.named_parameters()) | buffers
+
+
+def _homes(loaded: LoadedModel, names: Iterable[str]) -> dict[str, str]:
+    """The sub-layer that each tensor goes with; not those outside of them."""
+    family, tree = loaded.family, loaded.family.units(loaded.model)
+    parts: dict[str, str] = {}
+    for index in range(len(family.blocks(loaded.model))):
+        own, block = family.at(index), family.block_names[index]
+        for kind in own.sublayers:
+            branch = own.attention if kind == "attention" else own.mlp
+            modules = [m for m in (*branch.identity_modules, branch.zero_module) if m]
+            parts |= {f"{block}.{module}": f"{block}.{kind}" for module in modules}
+        if len(own.sublayers) == 1:
+            parts[block] = f"{block}.{own.sublayers[0]}"
+    parts |= {unit.name: tree.sublayer(unit).name for unit in tree if unit.kind == "matrix"}
+    around = {name: next((m for m in _modules(name) if m in parts), "") for name in names}
+    return {name: parts[module] for name, module in around.items() if module}
+
+
+def _modules(name: str) -> Iterator[str]:
+    """The modules that a tensor is in, the innermost first."""
+    while name := name.rpartition(".")[0]:
+        yield name
 
 
 def _told(name: str, shape: Sequence[int], kind: str, place: int) -> int:
