@@ -166,6 +166,12 @@ class BitsSpace(Strict):
     match: Annotated[Globs, Field(min_length=1)] = ("*",)
     scope: Annotated[tuple[Scope, ...], Field(min_length=1)] = ("matrices",)
 
+    @model_validator(mode="after")
+    def _matches_something(self) -> BitsSpace:
+        if self.match != ("*",) and "matrices" not in self.scope:
+            raise ValueError("match is about the blocks' matrices, which are not in scope")
+        return self
+
     @property
     def lane(self) -> Lane:
         """Whose types they are."""
@@ -211,19 +217,24 @@ SIZES = ("weight_bytes", "file_bytes", "kv_bytes", "memory")
 
 def _in_bytes(name: str, bound: Any) -> Any:
     """A bound of a cost, one such as ``2GiB`` in bytes."""
-    if not isinstance(bound, str) or re.fullmatch(r"[\d.eE+-]+", bound.strip()):
+    if not isinstance(bound, str) or re.fullmatch(r"[\d._eE+-]+", bound.strip()):
         return bound
     if name not in SIZES:
         raise ValueError(f"{name} is no size in bytes: '{bound}' must be a number")
     try:
-        return int(_SIZE.validate_python(bound))
+        size = int(_SIZE.validate_python(bound)) if _WITH_UNIT.fullmatch(bound) else 0
     except ValidationError:
+        size = 0
+    if size <= 1:  # which would be a fraction
         raise ValueError(
             f"{name}: '{bound}' is no size: give bytes, a fraction, or a unit as in 2GiB or 500MB"
-        ) from None
+        )
+    return size
 
 
 _SIZE = TypeAdapter(ByteSize)
+
+_WITH_UNIT = re.compile(r"\s*\d+(\.\d+)?\s*[a-zA-Z]+\s*")
 
 
 class MemoryConfig(Strict):
@@ -246,12 +257,6 @@ class MemoryConfig(Strict):
     batch: Size = 1
     engine: Engine | Literal["auto"] = "auto"
     cache: Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"] = "f16"
-
-    @model_validator(mode="after")
-    def _cache_of_llama(self) -> MemoryConfig:
-        if self.engine == "transformers" and "cache" in self.model_fields_set:
-            raise ValueError("cache is a setting of llama.cpp: leave it out, or the engine")
-        return self
 
 
 class SpaceConfig(Strict):
@@ -297,6 +302,22 @@ class SpaceConfig(Strict):
         if not isinstance(budget, dict):
             return budget
         return {name: _in_bytes(name, bound) for name, bound in budget.items()}
+
+    @model_validator(mode="after")
+    def _served_by_an_engine(self) -> SpaceConfig:
+        if self.memory is None:
+            return self
+        if self.fits == "vllm" and self.memory.engine == "auto":
+            raise ValueError("memory tells nothing of vllm: give memory.engine, or leave it out")
+        if self.engine == "transformers" and self.memory.cache != "f16":
+            raise ValueError(
+                "memory.cache is a setting of llama.cpp, and memory is that of transformers: leave "
+                "it out, or give memory.engine=llama.cpp"
+            )
+        others = [name for lane, names in FITTING.items() if lane != GGUF for name in names]
+        if self.engine == "llama.cpp" and self.fits in others:
+            raise ValueError(f"memory.engine=llama.cpp loads nothing that fits {self.fits}")
+        return self
 
     @model_validator(mode="after")
     def _memory_of_something(self) -> SpaceConfig:

@@ -84,8 +84,9 @@ class Encoding:
     @cached_property
     def ordinal(self) -> Booleans:
         """Which genes are moved level by level (U,): matrices with zeros, or with types, alone."""
-        matrices = set(self.matrices.tolist())
-        return np.array([g in matrices and in_one_order(lv) for g, lv in enumerate(self.levels)])
+        ordered = np.zeros(len(self.units), dtype=bool)
+        ordered[[gene for gene in self.matrices if in_one_order(self.levels[gene])]] = True
+        return ordered
 
     @cached_property
     def options(self) -> tuple[Integers, Integers]:

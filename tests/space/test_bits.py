@@ -385,6 +385,8 @@ def test_what_a_model_does_not_have_is_no_scope():
         spaced(bits={"types": ["q4_k"], "scope": ["embeddings"]})
     with pytest.raises(ValueError, match="scope"):
         spaced(bits=bits | {"scope": ["heads"]})
+    with pytest.raises(ValueError, match="match is about the blocks' matrices"):
+        spaced(bits=bits | {"match": ["*.mlp.*"]})
     loaded = tiny_loaded()
     inside = loaded.family.units(loaded.model)
     config = SpaceConfig.model_validate({"bits": bits})

@@ -124,6 +124,9 @@ def test_a_budget_of_memory_may_have_a_unit():
             "memory: '2GiBs' is no size: give bytes, a fraction, or a unit as in",
         ),
         ({"memory": "much"}, "memory: 'much' is no size"),
+        ({"weight_bytes": "45%"}, "weight_bytes: '45%' is no size"),
+        ({"file_bytes": "100,000,000"}, "file_bytes: '100,000,000' is no size"),
+        ({"weight_bytes": "1B"}, "weight_bytes: '1B' is no size"),
         ({"params": "2GiB"}, "params is no size in bytes: '2GiB' must be a number"),
         ({"memory": 0.5}, "budget.memory is told at a context: give space.memory={context: 4096}"),
     ],
@@ -170,7 +173,26 @@ def test_what_cannot_be_served_is_refused():
     shared = replace(DECODER.architecture(), shared=10)
     with pytest.raises(ConfigError, match=r"space.memory: several blocks of this model share"):
         build_space(DECODER.units(), shared, config)
-    with pytest.raises(ValidationError, match="cache is a setting of llama.cpp"):
-        SpaceConfig.model_validate(
-            {"memory": {"context": 8, "cache": "q8_0", "engine": "transformers"}}
-        )
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"memory": {"context": 8, "cache": "q8_0", "engine": "transformers"}}, "memory.cache is"),
+        ({"memory": {"context": 8, "cache": "q8_0"}}, "memory.cache is a setting of llama.cpp"),
+        ({"memory": {"context": 8}, "fits": "vllm"}, "memory tells nothing of vllm"),
+        (
+            {"memory": {"context": 8, "engine": "llama.cpp"}, "fits": "compressed-tensors"},
+            "memory.engine=llama.cpp loads nothing that fits compressed-tensors",
+        ),
+    ],
+)
+def test_settings_of_another_engine_are_refused(space, said):
+    with pytest.raises(ValidationError, match=said):
+        SpaceConfig.model_validate(space)
+
+
+@pytest.mark.parametrize("engine", ["auto", "transformers", "llama.cpp"])
+def test_what_a_run_keeps_of_its_configuration_can_be_read_again(engine):
+    config = SpaceConfig.model_validate({"drop": {}, "memory": {"context": 8, "engine": engine}})
+    assert SpaceConfig.model_validate(config.model_dump(mode="json")) == config
