@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -152,37 +153,57 @@ def _by_block(loaded: LoadedModel, task: _Pass) -> None:
     with torch.enable_grad():
         final = final_states(family, model, entering)
     seeds = _hidden_gradients(loaded, final.detach(), task)
-    seeds = _backward(norm, f"{family.norm_path}.", final, seeds, task.readers, entering)
+    passed = _backward(norm, f"{family.norm_path}.", final, seeds, task.readers, [entering])
+    seeds = [gradient for (gradient,) in passed]
     first = {p: i for i in reversed(range(len(blocks))) for p in blocks[i].parameters()}
     waiting: list[Gradients] = [{} for _ in seeds]
+    beside: list[dict[Tensor, Tensor]] = [{} for _ in seeds]
     for index in reversed(range(len(blocks))):
         later = {parameter for parameter in blocks[index].parameters() if first[parameter] < index}
         entering = inputs.pop().to(hidden.device).detach().requires_grad_(True)
+        given, leaves = _apart(task.arguments[index])
         with loaded.cache.held(blocks[index]) if loaded.cache else nullcontext():
             with torch.enable_grad():
-                leaving = run_block(blocks[index], entering, task.arguments[index])
-            path = f"{family.block_names[index]}."
+                leaving = run_block(blocks[index], entering, given)
+            path, wanted = f"{family.block_names[index]}.", [entering, *leaves.values()]
             common = waiting, later
-            seeds = _backward(blocks[index], path, leaving, seeds, task.readers, entering, *common)
+            passed = _backward(blocks[index], path, leaving, seeds, task.readers, wanted, *common)
+        seeds = [own[0] for own in passed]
+        for sums, own in zip(beside, passed, strict=True):
+            for tensor, gradient in zip(leaves, own[1:], strict=True):
+                sums[tensor] = sums[tensor] + gradient if tensor in sums else gradient
     if task.hidden.requires_grad:
-        _backward(model, "", task.hidden, seeds, task.readers)
+        before = (task.hidden, *beside[0])
+        ends = [(seed, *sums.values()) for seed, sums in zip(seeds, beside, strict=True)]
+        _backward(model, "", before, ends, task.readers)
+
+
+def _apart(arguments: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[Tensor, Tensor]]:
+    """What a block is called with, and {what of it the embedding gave as well: its stand-in}.
+
+    Stand-ins are leaves: a pass back through one block goes no further than they.
+    """
+    tensors = [one for one in tree_leaves(arguments) if isinstance(one, Tensor)]
+    leaves = {one: one.detach().requires_grad_(True) for one in tensors if one.requires_grad}
+    given: dict[str, Any] = tree_map_only(Tensor, lambda one: leaves.get(one, one), arguments)
+    return given, leaves
 
 
 def _backward(
     module: nn.Module,
     prefix: str,
-    leaving: Tensor,
-    seeds: Sequence[Tensor],
+    leaving: Tensor | Sequence[Tensor],
+    seeds: Sequence[Tensor | Sequence[Tensor]],
     readers: Sequence[Reader],
-    entering: Tensor | None = None,
+    entering: Sequence[Tensor] = (),
     waiting: Sequence[Gradients] = (),
     later: Collection[nn.Parameter] = (),
-) -> list[Tensor]:
+) -> list[list[Tensor]]:
     """Has the gradients of a module's parameters read, for each loss, from its seed.
 
-    That is its gradient by what came out of the module, `leaving`. `entering` is what went in, if
-    its gradients are wanted. Parameters that are read `later`, as earlier blocks share them, leave
-    theirs in `waiting`, for each loss.
+    That is its gradient by what came out of the module, `leaving`. `entering` is what went in and
+    of which gradients are wanted: they are returned for each loss. Parameters that are read
+    `later`, as earlier blocks share them, leave theirs in `waiting`, for each loss.
     """
     every = [(prefix + name, p) for name, p in module.named_parameters() if p.requires_grad]
     named = [(name, parameter) for name, parameter in every if parameter not in later]
@@ -196,10 +217,9 @@ def _backward(
         for parameter in later:
             if parameter.grad is not None:
                 sums[parameter], parameter.grad = parameter.grad, None
-        if entering is not None:
-            assert entering.grad is not None
-            passed_on.append(entering.grad)
-            entering.grad = None
+        passed_on.append([torch.zeros_like(t) if t.grad is None else t.grad for t in entering])
+        for tensor in entering:
+            tensor.grad = None
     return passed_on
 
 
