@@ -15,7 +15,7 @@ def check_known_parts(family: Family, space: SpaceConfig) -> None:
 
     Raises:
         ModelError: It would narrow or drop something.
-        ConfigError: It has types of an embedding, or a budget of a cost that is not known.
+        ConfigError: It has types of an embedding, or a cost that is not known.
     """
     if not family.alone:
         return
@@ -26,6 +26,11 @@ def check_known_parts(family: Family, space: SpaceConfig) -> None:
         raise ConfigError(
             f"space.bits.scope: {min(other)} of this {family.model_type} model cannot have types: "
             "what is between it and the blocks is not known; give matrices alone"
+        )
+    if space.memory is not None:
+        raise ConfigError(
+            f"space.memory: the caches of this {family.model_type} model are not known, as its "
+            "blocks are not: leave it out, and bound weight_bytes"
         )
     for name in space.budget:
         if name in (*OPERATIONS, *CACHED, *TIMED):

@@ -162,9 +162,12 @@ def check_reachable(space: SearchSpace) -> None:
 
 
 def check_binding(space: SearchSpace) -> None:
-    """Refuse a budget of memory that every candidate meets: then nothing has to be compressed."""
+    """Refuse a budget of memory or of a file that every candidate meets: it asks for nothing."""
     most = space.costs(np.zeros_like(space.encoding.default[None]))
-    if all(name in SERVED and bound > most[name].item() for name, bound in space.budget.items()):
+    if all(
+        name in (*SERVED, *WRITTEN) and bound > most[name].item()
+        for name, bound in space.budget.items()
+    ):
         name = next(iter(space.budget))
         raise BudgetError(_spanned(space, name, "is met by every candidate") + ": lower the bound")
 
@@ -182,7 +185,7 @@ def _spanned(space: SearchSpace, name: str, wrong: str) -> str:
 
 def _amount(name: str, value: float, dense: float) -> str:
     """A cost and its share of the dense model's, which is not shown as zero unless it is."""
-    amount = f"{value / 2**20:,.1f} MiB" if name in SERVED else f"{value:.5g}"
+    amount = f"{value / 2**20:,.1f} MiB" if name in (*SERVED, *WRITTEN) else f"{value:.5g}"
     if not dense:
         return amount
     share = value / dense

@@ -96,6 +96,7 @@ def test_transformers_loads_what_is_written(home, whole):
         ),
         ({"space": SPACE | {"budget": {"flops": 0.5}}}, ConfigError, "flops: it is counted by bl"),
         ({"space": SPACE | {"budget": {"kv_bytes": 0.5}}}, ConfigError, "kv_bytes: it is counted"),
+        ({"space": SPACE | {"memory": {"context": 8}}}, ConfigError, "space.memory: the caches of"),
     ],
 )
 def test_what_takes_more_than_matrices_is_refused(home, changes, kind, message):

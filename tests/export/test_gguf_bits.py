@@ -11,7 +11,7 @@ from evocompress.compression.library import build_library
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.canonical import canonical
 from evocompress.core.config import LibraryConfig, SpaceConfig
-from evocompress.core.errors import ExportError
+from evocompress.core.errors import BudgetError, ExportError
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import materialize
 from evocompress.export.formats import file_layout_of, type_rules_of
@@ -292,6 +292,15 @@ def test_the_size_of_a_file_is_foretold_to_the_byte(model_type, tmp_path):
         for place, candidate in enumerate(candidates)
     ]
     assert found == sizes and len(set(sizes)) == 3
+
+
+@pytest.mark.parametrize(
+    ("share", "wrong"), [(0.95, "is met by every"), (0.05, "cannot be reached")]
+)
+def test_a_bound_outside_of_the_range_of_files_is_refused_with_it(share, wrong):
+    space = {"bits": {"types": ["q8_0", "q4_0"]}, "budget": {"file_bytes": share}}
+    with pytest.raises(BudgetError, match=f"file_bytes.*{wrong}.*this space spans .* MiB"):
+        foretold(tiny_loaded(), [], **space)
 
 
 def test_widths_that_all_layers_share_are_foretold_to_the_byte(tmp_path):

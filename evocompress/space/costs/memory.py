@@ -54,8 +54,8 @@ class Buffers:
             bfloat16.
         hidden: Activations as wide as the residual stream.
         word: Bytes of each entry of the vocabulary, which llama.cpp keeps with pairs to merge.
-        own: Bytes of the rest, of transformers kernels that torch makes for every shape: it was
-            14 MiB where all layers are alike, and 31 where no two are.
+        own: Bytes of the rest; of transformers it was 14 MiB where all layers are alike, and 31
+            where no two are, presumably for kernels that torch keeps for every shape.
 
     Examples:
         >>> BUFFERS["transformers"].word
