@@ -150,11 +150,16 @@ def test_what_can_be_done_to_a_model_is_shown(monkeypatch, capsys, model_folder,
     (tmp_path / "bart").mkdir()
     config = {"model_type": "bart", "architectures": ["BartForCausalLM"]}
     (tmp_path / "bart" / "config.json").write_text(json.dumps(config))
+    assert call(monkeypatch, "models", tmp_path / "bart", "--json") == 0
+    assert "a block has modules that are not run" in capsys.readouterr().out
+    (tmp_path / "blip").mkdir()
+    config = {"model_type": "blip", "architectures": ["BlipForConditionalGeneration"]}
+    (tmp_path / "blip" / "config.json").write_text(json.dumps(config))
     (tmp_path / "own").mkdir()
     config = {"model_type": "own_code", "auto_map": {"AutoModelForCausalLM": "code.Model"}}
     (tmp_path / "own" / "config.json").write_text(json.dumps(config))
     refused = {
-        "none can be derived: a block has modules that are not run": [tmp_path / "bart"],
+        "none can be derived: it reads pixel_values beside input_ids": [tmp_path / "blip"],
         "has no such type, and code that comes with a model is not used": [tmp_path / "own"],
         "of type 'olmoo', and no family is of that type": ["--type", "olmoo"],
         "/nowhere/model": ["/nowhere/model"],

@@ -24,7 +24,7 @@ from evocompress.export import materialize
 from evocompress.models.families import family_of
 from evocompress.models.loading import load
 from evocompress.models.pooling import pooling_of
-from evocompress.space.costs import CACHED
+from evocompress.space.costs import CACHED, SERVED
 from evocompress.testing.probes import answer, random_batch
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import declared, tiny_checkpoint, tiny_loaded
@@ -103,11 +103,20 @@ def test_files_of_sentence_transformers_come_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "vit"])
-@pytest.mark.parametrize("cost", CACHED)
+@pytest.mark.parametrize("cost", sorted({*CACHED} - {*SERVED}))
 def test_costs_of_a_cache_are_refused_by_name(name: str, cost: str, tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "model", name)
     config = run_of(tmp_path, name, space={"drop": {}, "budget": {cost: 0.5}})
     with pytest.raises(ConfigError, match=f"'{cost}' is a cost of decoding with a key-value"):
+        api.search(config)
+    assert not config.folder.exists()
+
+
+def test_memory_of_generating_is_refused_where_nothing_is_generated(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "model", "bert")
+    space = {"drop": {}, "budget": {"memory": 0.5}, "memory": {"context": 16}}
+    config = run_of(tmp_path, "bert", space=space)
+    with pytest.raises(ConfigError, match="no key-value cache and generates nothing"):
         api.search(config)
     assert not config.folder.exists()
 
