@@ -172,16 +172,17 @@ def _soup(
     model = load_student(Path(reports[order[0]].checkpoint), dense)
     measure = measure_of(model)
     taken, best = [order[0]], reports[order[0]].best_kl
-    total = _weights(model)
+    first = _weights(model)
+    total = {name: torch.zeros_like(weight) for name, weight in first.items()}
     for number in order[1:]:
         one = _weights(load_student(Path(reports[number].checkpoint), dense))
-        trial = {name: weight + one[name] for name, weight in total.items()}
-        _set_weights(model, trial, len(taken) + 1)
+        trial = {name: moved + (one[name] - first[name]) for name, moved in total.items()}
+        _set_weights(model, first, trial, len(taken) + 1)
         kl = measure.mean()
         if kl < best:
             best, total = kl, trial
             taken.append(number)
-    _set_weights(model, total, len(taken))
+    _set_weights(model, first, total, len(taken))
     return model, taken, best
 
 
@@ -193,6 +194,9 @@ def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _set_weights(model: PreTrainedModel, sums: Mapping[str, Tensor], count: int) -> None:
+def _set_weights(
+    model: PreTrainedModel, first: Mapping[str, Tensor], moved: Mapping[str, Tensor], count: int
+) -> None:
+    """Sets means by the sums of the differences to one of them: what no healing moved stays."""
     for name, parameter in model.named_parameters():
-        parameter.copy_(sums[name] / count)
+        parameter.copy_(first[name] + moved[name] / count)

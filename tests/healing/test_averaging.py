@@ -86,6 +86,32 @@ def test_one_that_spoils_the_average_is_left_out(
     assert report.best_kl == 0.0
 
 
+def test_the_average_leaves_what_was_not_trained(
+    teacher: LoadedModel,
+    student: Path,
+    train: Tensor,
+    validation: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A third of three times a number is often another one."""
+    real, better = averaging.distil, iter([1e-3, 1e-4])
+
+    def healed(*given: object, **more: object) -> object:
+        report = real(*given, **more)  # type: ignore[arg-type]
+        if Path(report.checkpoint).parent.name == "2":
+            monkeypatch.setattr(Distillation, "mean", lambda _: next(better))
+        return report
+
+    monkeypatch.setattr(averaging, "distil", healed)
+    config = CONFIG.model_copy(update={"train": ("norms",)})
+    report = heal(student, teacher, train, validation, config, tmp_path / "healed")
+    assert len(report.averaged) == 3
+    before, after = weights(student), weights(tmp_path / "healed" / "checkpoint")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("norm" in name for name in moved)
+
+
 def test_an_interrupted_one_ends_in_the_same_average(
     teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
 ) -> None:
