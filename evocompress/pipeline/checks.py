@@ -80,8 +80,9 @@ def _check_next_token(context: RunContext, search: bool) -> None:
 def _check_types(context: RunContext) -> None:
     """Refuses types of weights that cannot be made here, and a healing that cannot keep them."""
     bits, heal = context.config.space.bits, context.config.heal
-    if bits is None and (heal.straight_through or SCALES in heal.train):
-        key = "straight_through" if heal.straight_through else "train=scales"
+    through = heal.straight_through or SCALES in heal.train
+    key = "straight_through" if heal.straight_through else "train=scales"
+    if bits is None and through:
         raise ConfigError(
             f"heal.{key} trains what has a coarser type, and nothing has without space.bits: leave "
             "it out"
@@ -97,6 +98,11 @@ def _check_types(context: RunContext) -> None:
         raise ConfigError(
             f"search.name={context.config.search.name}: it fine-tunes candidates, and trained "
             "matrices would not keep the values of their types: leave out space.bits or that"
+        )
+    if through and not any(kind.uniform for kind in bits.coarser):
+        raise ConfigError(
+            f"heal.{key} trains types with equal steps (as q4_0, q8_0 or w4g64), and space.bits "
+            "has none: leave it out, or give one"
         )
     for kind in bits.coarser:
         if kind.lane == GGUF:

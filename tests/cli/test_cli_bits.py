@@ -138,6 +138,9 @@ def test_training_through_the_rounding_wants_types(home):
     for heal, key in (({"train": "scales"}, "train=scales"), ({"straight_through": True}, "")):
         with pytest.raises(ConfigError, match=f"heal.{key}.* nothing has without space.bits"):
             api.search(run_of(home, "untyped", space=plain, heal=heal))
+        tables = {"bits": {"types": ["iq4_nl"]}, "budget": {"weight_bytes": 0.9}}
+        with pytest.raises(ConfigError, match=f"heal.{key}.* equal steps .* space.bits has none"):
+            api.search(run_of(home, "untyped", space=tables, heal=heal))
     assert not (home / "runs" / "untyped").exists()
 
 
