@@ -74,7 +74,7 @@ class TypedParameters:
             if first is None or not torch.equal(self.weight(name, first, parameter), parameter):
                 raise ModelError(
                     f"{self.path}: {name} is not what {PARTS_FILE} says: write it again with "
-                    "'evocompress materialize'"
+                    "'evocompress materialize', and without --weights, which rounds it once more"
                 )
             device, numbers = parameter.device, scale_type(kind, self.stored)
             first = Rounded(*(t.to(device) for t in (first.codes, first.scales, first.minima)))

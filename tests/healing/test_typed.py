@@ -19,7 +19,7 @@ from evocompress.compression.library import build_library
 from evocompress.compression.library.store import Library
 from evocompress.compression.quantization.quantized import unpack_parts
 from evocompress.core.config import HealConfig, LibraryConfig
-from evocompress.core.errors import ConfigError
+from evocompress.core.errors import ConfigError, ModelError
 from evocompress.core.storage import storage_type
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import materialize
@@ -255,6 +255,10 @@ def test_what_cannot_be_trained_through_its_rounding_is_named(
     padded = materialize(loaded, library, candidate, tmp_path / "padded", format="padded")
     with pytest.raises(ConfigError, match="has no types.parts, .*its format is .padded."):
         heal(padded, loaded, train, validation, recipe, tmp_path / "healed")
+    written = (loaded, library, candidate, tmp_path / "other")
+    other = materialize(*written, format="hf", weights="bfloat16")
+    with pytest.raises(ModelError, match="is not what types.parts says: .* without --weights"):
+        heal(other, loaded, train, validation, recipe, tmp_path / "healed")
     with pytest.raises(ConfigError, match="heal.straight_through: nothing that it trains"):
         nothing = config(train="norms", straight_through=True)
         heal(padded, loaded, train, validation, nothing, tmp_path / "healed")
