@@ -62,6 +62,10 @@ def prepare_training(
     check_packages(config)
     typed = typed or {}
     learnt = through_rounding(model, family, config, typed)
+    if _asks_for_rounding(config) and not learnt:
+        LOG.warning(
+            "heal: nothing has a type with equal steps here, to be trained through rounding"
+        )
     zeros = {
         name: mask
         for name, mask in zero_masks(model, family).items()
@@ -105,26 +109,32 @@ def through_rounding(
         typed: The levels of its parameters that have a coarser type.
 
     Raises:
-        ConfigError: The recipe asks for it, and there are none.
+        ConfigError: The recipe asks for it and names none of them, or there are none and it names
+            nothing else.
     """
-    if SCALES not in config.train and not config.straight_through:
+    if not _asks_for_rounding(config):
         return {}
     named = set()
     if config.straight_through:
         named = {id(one) for word in config.train for one in _chosen(model, family, word)}
-    found = {
+    every = {
         name: Learnt(id(model.get_parameter(name)) in named, SCALES in config.train)
         for name, level in typed.items()
         if storage_type(level.bits).uniform
     }
-    found = {name: learnt for name, learnt in found.items() if learnt.weights or learnt.scales}
-    if not found:
+    found = {name: learnt for name, learnt in every.items() if learnt.weights or learnt.scales}
+    if not found and (every or {*config.train} == {SCALES}):
         key = "train=scales" if SCALES in config.train else "straight_through"
         raise ConfigError(
             f"heal.{key}: nothing that it trains has a type with equal steps (as q4_0, q8_0 or "
             "w4g64) in this candidate: leave it out"
         )
     return found
+
+
+def _asks_for_rounding(config: HealConfig) -> bool:
+    """Whether what has a type is to be trained through its rounding."""
+    return config.straight_through or SCALES in config.train
 
 
 def _freeze(model: PreTrainedModel, typed: Collection[str], choices: Sequence[str]) -> None:

@@ -243,6 +243,25 @@ def test_a_resumed_healing_through_rounding_ends_in_the_same_bytes(
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
+def test_one_of_several_candidates_may_have_no_types(
+    made: Made,
+    train: Tensor,
+    validation: Tensor,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As of the last ones of a search: what else is named is trained."""
+    loaded, _ = made
+    candidate = Candidate((("model.layers.1.attention", DROP),))
+    plain = materialize(loaded, None, candidate, tmp_path / "plain")
+    recipe = config(
+        train="all,scales", straight_through=True, **(LEARNING | {"learning_rate": 1e-3})
+    )
+    report = heal(plain, loaded, train, validation, recipe, tmp_path / "healed")
+    assert report.best_step > 0 and changed(plain, Path(report.checkpoint))
+    assert "nothing has a type with equal steps here" in caplog.text
+
+
 def test_what_cannot_be_trained_through_its_rounding_is_named(
     made: Made, train: Tensor, validation: Tensor, tmp_path: Path
 ) -> None:
