@@ -132,10 +132,15 @@ def _full(arguments: argparse.Namespace) -> Setup:
             "heal": {"source": mixed, "tokens": arguments.tokens or 1},
         },
         source="demo:smollm2-135m",
-        bits={"types": ["dense", *TYPES]},
+        bits={"types": ["dense", *TYPES], "scope": ["matrices", "embeddings"]},
         cuts={
             "drop": {"units": ["attention", "mlp"]},
-            "width": {"channels": [0.875, 0.75, 0.625, 0.5, 0.375, 0.25], "multiple_of": 64},
+            "width": {
+                "channels": [0.875, 0.75, 0.5],
+                "kv_groups": [2],
+                "group_heads": [3],
+                "multiple_of": 64,
+            },
         },
         tokens=arguments.search_tokens,
         methods=arguments.methods,
@@ -157,7 +162,7 @@ def _quick(folder: Path) -> Setup:
             "heal": {"steps": 2, "evaluate_every": 1, "validation_sequences": 2},
         },
         source=str(quick.model["source"]),
-        bits={"types": ["dense", "w8g32", "w4g32", "w2g32"]},
+        bits={"types": ["dense", "w8g32", "w4g32", "w2g32"], "scope": ["matrices", "embeddings"]},
         cuts={
             "drop": {"units": ["attention", "mlp"]},
             "width": {"channels": [0.5], "multiple_of": 32},
