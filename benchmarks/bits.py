@@ -40,7 +40,7 @@ from permuted import permuted_copy
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from texts import parsed, text_parser
+from texts import calibration_of, parsed, text_parser
 
 from evocompress import api
 from evocompress.core.config import RunConfig
@@ -127,17 +127,9 @@ def _arguments() -> argparse.Namespace:
 
 def _full(arguments: argparse.Namespace) -> Setup:
     every = methods(arguments.tokens, 512, 24 * 512)
-    calibration = {
-        "source": arguments.calibration,
-        "library_sequences": 64,
-        "search_sequences": 64,
-        "heldout_sequences": 1,
-        "length": 512,
-        "micro_batch": 1,
-    }
     return Setup(
         folder=arguments.results,
-        run={"calibration": calibration},
+        run={"calibration": calibration_of(arguments.calibration)},
         source="demo:smollm2-135m",
         methods={name: every[name] for name in arguments.methods or every},
         types=TYPES,

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from texts import parsed, text_parser
+from texts import calibration_of, parsed, text_parser
 from transformers import PreTrainedModel
 
 from evocompress import api
@@ -175,17 +175,9 @@ def _full(arguments: argparse.Namespace) -> Setup:
     channels = [step / 16 for step in range(1, 16)]
     every = methods({"channels": channels, "multiple_of": 64}, {}, arguments.search_tokens)
     wanted = arguments.methods or list(every)
-    calibration = {
-        "source": arguments.calibration,
-        "library_sequences": 64,
-        "search_sequences": 64,
-        "heldout_sequences": 1,
-        "length": 512,
-        "micro_batch": 1,
-    }
     run = {
         "model": {"source": "demo:smollm2-135m"},
-        "calibration": calibration,
+        "calibration": calibration_of(arguments.calibration),
         "heal": {
             "source": {arguments.text: 1.0, arguments.calibration: 1.0},
             "tokens": arguments.tokens,

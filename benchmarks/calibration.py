@@ -29,7 +29,8 @@ import numpy as np
 import torch
 from cells import cell
 from common import Figure, emit
-from healing import SETTINGS, Setup, Winner, quick_setup
+from healing import Setup, Winner, quick_setup
+from healing_choices import SETTINGS
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table

@@ -31,11 +31,21 @@ import numpy as np
 import torch
 from cells import cell
 from common import Figure, emit
+from healing_choices import (
+    CALIBRATION,
+    FORMER,
+    MIXED,
+    QUICK_BITS,
+    SETTINGS,
+    TYPED,
+    choices,
+    typed_choices,
+)
 from permuted import permuted_copy
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from texts import parsed, text_parser
+from texts import calibration_of, parsed, text_parser
 from torch import Tensor
 
 from evocompress import api
@@ -48,80 +58,6 @@ from evocompress.export.reload import read_checkpoint
 from evocompress.healing import heal
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.run_folder import RunFolder
-
-CALIBRATION = "calibration"
-"""The sequences of library and search, again and again."""
-
-FORMER = "former default"
-"""The same with four sequences a step and a rate of 3e-4."""
-
-MIXED = "books+wikitext"
-"""Fresh text of both sources."""
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "widths": {
-        "width": {
-            "channels": [0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125],
-            "multiple_of": 64,
-        },
-        "drop": {"units": ["attention", "mlp"]},
-        "budget": {"body_params": 0.7},
-    },
-    "zeros": {"sparsity": {"target": 0.6, "step": 27648, "levels": 4}},
-    "bits": {
-        "bits": {"types": [f"w{bits}g64" for bits in (2, 3, 4, 5, 6, 8)]},
-        "budget": {"bits_per_weight": 3.0},
-    },
-}
-
-
-QUICK_BITS = {"bits": {"types": ["w3g32", "w4g32"]}, "budget": {"bits_per_weight": 4.2}}
-
-
-def choices(text: str, calibration: str) -> dict[str, dict[str, Any]]:
-    """Each choice as changes of the healing's settings; most differ from `MIXED` in one thing."""
-    mixed: dict[str, Any] = {"source": {text: 1.0, calibration: 1.0}}
-    former = {"batch": 2, "accumulate": 2, "learning_rate": 3e-4}
-    return {
-        FORMER: former,
-        f"{FORMER}, fresh text": mixed | former,
-        MIXED: mixed,
-        CALIBRATION: {},
-        "wikitext": {"source": calibration},
-        "books": {"source": text},
-        "self": {"source": "self"},
-        "books+self": {"source": {text: 1.0, "self": 1.0}},
-        "wikitext+self": {"source": {calibration: 1.0, "self": 1.0}},
-        "4 a step": mixed | {"batch": 2, "accumulate": 2},
-        "rate 3e-5": mixed | {"learning_rate": 3e-5},
-        "rate 1e-4": mixed | {"learning_rate": 1e-4},
-        "rate 3e-4": mixed | {"learning_rate": 3e-4},
-        "rate 1e-3": mixed | {"learning_rate": 1e-3},
-        "norms": mixed | {"train": "norms", "learning_rate": 1e-3},
-        "norms, head": mixed | {"train": "norms,head", "learning_rate": 1e-3},
-        "last 3, head": mixed | {"train": "last:3,head"},
-        "lora": mixed | {"train": "lora", "learning_rate": 1e-3},
-        "lora, norms": mixed | {"train": "lora,norms", "learning_rate": 1e-3},
-        "next token": mixed | {"next_token": 0.1},
-        "states": mixed | {"states": 1.0},
-        "top 16": mixed | {"top_k": 16},
-        "top 64": mixed | {"top_k": 64},
-        "adapted teacher": mixed | {"adapt_teacher": 50_000},
-        "average of 3": mixed | {"average": 3},
-    }
-
-
-def typed_choices(text: str, calibration: str) -> dict[str, dict[str, Any]]:
-    """The same where matrices have types; by `MIXED` these stay as they are."""
-    mixed: dict[str, Any] = {"source": {text: 1.0, calibration: 1.0}}
-    through = mixed | {"straight_through": True}
-    return {
-        MIXED: mixed,
-        "scales alone": mixed | {"train": "scales"},
-        "scales": mixed | {"train": "all,scales"},
-        "straight-through": through,
-        "straight-through, scales": through | {"train": "all,scales"},
-    }
 
 
 @dataclass(frozen=True)
@@ -169,15 +105,8 @@ class Setup:
         return cls(
             folder=folder,
             model={"source": "demo:smollm2-135m"},
-            calibration={
-                "source": calibration,
-                "library_sequences": 64,
-                "search_sequences": 64,
-                "heldout_sequences": 1,
-                "length": 512,
-                "micro_batch": 1,
-            },
-            spaces={name: SETTINGS[name] for name in settings},
+            calibration=calibration_of(calibration),
+            spaces={name: (SETTINGS | TYPED)[name] for name in settings},
             search={"name": "auto", "tokens": 220_000},
             heldout=tuple(heldout),
             sequences=sequences,
@@ -201,7 +130,8 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = text_parser(__doc__.splitlines()[0], "healing")
     parser.add_argument("--tokens", type=int, nargs="+", default=[50_000, 200_000, 500_000])
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    every = list(SETTINGS | TYPED)
+    parser.add_argument("--settings", nargs="+", default=every, choices=every)
     parser.add_argument("--choices", nargs="+", help="only these, of any setting")
     parser.add_argument("--heal", type=json.loads, default={}, help="settings of all, as JSON")
     return parsed(parser)

@@ -31,7 +31,8 @@ import scipy
 import torch
 from cells import cell
 from common import Figure, emit
-from healing import SETTINGS, Setup, Winner, quick_setup
+from healing import Setup, Winner, quick_setup
+from healing_choices import SETTINGS
 from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from evocompress.core.files import write_text
 
@@ -29,6 +30,18 @@ def text_parser(description: str, name: str, *, heals: bool = True) -> argparse.
     parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="a tiny random model")
     return parser
+
+
+def calibration_of(source: str) -> dict[str, Any]:
+    """Settings of the calibration on a text, of which benchmarks need no held-out part."""
+    return {
+        "source": source,
+        "library_sequences": 64,
+        "search_sequences": 64,
+        "heldout_sequences": 1,
+        "length": 512,
+        "micro_batch": 1,
+    }
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:

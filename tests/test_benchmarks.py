@@ -15,7 +15,7 @@ from evocompress.testing.tiny import tiny_loaded
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SHARED = {
-    *("common", "cells", "heldout", "pictures", "texts", "permuted"),
+    *("common", "cells", "heldout", "pictures", "texts", "permuted", "healing_choices"),
     *("contest", "contest_cells", "contest_front"),
     *("speed_setting", "speed_candidates", "speed_search", "speed_library"),
 }

@@ -95,16 +95,30 @@ def materialize(
             form.save(model, loaded, folder, weights)
             write_parts(folder, parts)
         copy_terms(loaded, folder)
-        record = _record(loaded, library, candidate, name)
-        measured = form.measured(folder, loaded, candidate)
-        if "file_bytes" in (predicted or {}):
-            measured["file_bytes"] = file_bytes_of(folder)
-        record = replace(record, predicted=dict(predicted or {}), measured=measured)
+        record = replace(
+            _record(loaded, library, candidate, name),
+            predicted=dict(predicted or {}),
+            measured=_measured(form, folder, loaded, candidate, predicted or {}),
+        )
         rounded = [ROUNDED_NOTE] if stored is None and lane_of(candidate) is not None else []
         card = _card(record, loaded, candidate, out.name, [*notes, *rounded])
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_record(folder, record)
     return out
+
+
+def _measured(
+    form: Format,
+    folder: Path,
+    loaded: LoadedModel,
+    candidate: Candidate,
+    predicted: Mapping[str, float],
+) -> dict[str, int]:
+    """What is measured of the files, their size only where it was foretold."""
+    measured = form.measured(folder, loaded, candidate)
+    if "file_bytes" in predicted:
+        measured["file_bytes"] = file_bytes_of(folder)
+    return measured
 
 
 def _typed(

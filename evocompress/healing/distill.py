@@ -203,20 +203,24 @@ class _Healing:
         )
         self.learnt = f"Distilled from {whose}" if targets.taught else "Trained on text"
         self.measure = f"{targets.measure} to {whose}" if targets.taught else targets.measure
-        typed = typed_parameters(source, dense, self.student)
-        learnt = through_rounding(self.student, dense.family, config, typed.levels)
-        weights = typed.through_rounding(self.student, learnt)
-        if weights:
-            self.recipe |= {"integers and scales": checksum_of(source / PARTS_FILE)}
-        zeros = prepare_training(self.student, dense.family, config, typed.levels)
-        self.masters = Masters(self.student, zeros, config, Through(typed, weights))
-        self.typed = typed
+        self.typed = typed_parameters(source, dense, self.student)
+        self.masters = self._masters(dense)
         self.circumstances = Circumstances.model_validate(
             environment(teacher.model.device, teacher.model.dtype, "local")
             | {"processes": process_count()}
         )
         self.history: list[StepRecord] = []
         self.best = Best(0, math.inf)
+
+    def _masters(self, dense: LoadedModel) -> Masters:
+        """Of what is trained, some of it through its rounding."""
+        levels, config = self.typed.levels, self.config
+        learnt = through_rounding(self.student, dense.family, config, levels)
+        weights = self.typed.through_rounding(self.student, learnt)
+        if weights:
+            self.recipe |= {"integers and scales": checksum_of(self.source / PARTS_FILE)}
+        zeros = prepare_training(self.student, dense.family, config, levels)
+        return Masters(self.student, zeros, config, Through(self.typed, weights))
 
     def _layers(self, dense: LoadedModel, teacher: LoadedModel) -> LayerLoss:
         """What is compared within the models."""

@@ -65,13 +65,8 @@ def build_space(
         ConfigError: A value of the configuration does not fit the model.
         BudgetError: No genome meets the budget.
     """
-    if config.drop and config.drop.merge and any(unit.positions for unit in units):
-        raise ConfigError(
-            "space.drop.merge: blocks of convolutions cannot be merged, because their batch norms "
-            "would not fit the merged matrices; leave merge out"
-        )
-    if config.drop and config.drop.merge and (other := unlike_blocks(units)):
-        raise ConfigError(f"space.drop.merge: {other}; leave merge out")
+    if config.drop and config.drop.merge:
+        _check_merge(units)
     genes = _genes(units, architecture, config, adds_bias, (tied or {}, untyped))
     if obstacle is not None:
         what = f"space.fits: format '{config.fits}'"
@@ -96,6 +91,17 @@ def build_space(
         nonzeros = space.costs(genes.default[None])["matrix_nonzeros"].item()
         return replace(space, budget={"matrix_nonzeros": nonzeros})
     return space
+
+
+def _check_merge(units: Sequence[Unit]) -> None:
+    """Refuse to merge blocks whose matrices cannot be added up."""
+    if any(unit.positions for unit in units):
+        raise ConfigError(
+            "space.drop.merge: blocks of convolutions cannot be merged, because their batch norms "
+            "would not fit the merged matrices; leave merge out"
+        )
+    if other := unlike_blocks(units):
+        raise ConfigError(f"space.drop.merge: {other}; leave merge out")
 
 
 def _drops_sublayers(genes: Encoding) -> bool:

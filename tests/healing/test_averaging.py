@@ -24,6 +24,19 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+def averages_measure(divergences: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Says what the averages measure, one after the other, once the last of three is healed."""
+    real, values = averaging.distil, iter(divergences)
+
+    def healed(*given: object, **more: object) -> object:
+        report = real(*given, **more)  # type: ignore[arg-type]
+        if Path(report.checkpoint).parent.name == "2":
+            monkeypatch.setattr(Distillation, "mean", lambda _: next(values))
+        return report
+
+    monkeypatch.setattr(averaging, "distil", healed)
+
+
 def test_the_average_is_of_those_that_lower_the_divergence(
     teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
 ) -> None:
@@ -70,16 +83,7 @@ def test_one_that_spoils_the_average_is_left_out(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    divergences = iter([5.0, 0.0])
-    real, members = averaging.distil, tmp_path / "healed" / "members"
-
-    def healed(*given: object, **more: object) -> object:
-        report = real(*given, **more)  # type: ignore[arg-type]
-        if report.checkpoint == str(members / "2" / "checkpoint"):
-            monkeypatch.setattr(Distillation, "mean", lambda _: next(divergences))
-        return report
-
-    monkeypatch.setattr(averaging, "distil", healed)
+    averages_measure([5.0, 0.0], monkeypatch)
     report = heal(student, teacher, train, validation, CONFIG, tmp_path / "healed")
     order = sorted(range(3), key=lambda number: report.members[number])
     assert list(report.averaged) == [order[0], order[2]]
@@ -95,15 +99,7 @@ def test_the_average_leaves_what_was_not_trained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A third of three times a number is often another one."""
-    real, better = averaging.distil, iter([1e-3, 1e-4])
-
-    def healed(*given: object, **more: object) -> object:
-        report = real(*given, **more)  # type: ignore[arg-type]
-        if Path(report.checkpoint).parent.name == "2":
-            monkeypatch.setattr(Distillation, "mean", lambda _: next(better))
-        return report
-
-    monkeypatch.setattr(averaging, "distil", healed)
+    averages_measure([1e-3, 1e-4], monkeypatch)
     config = CONFIG.model_copy(update={"train": ("norms",)})
     report = heal(student, teacher, train, validation, config, tmp_path / "healed")
     assert len(report.averaged) == 3
