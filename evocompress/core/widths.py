@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from evocompress.core.types import Architecture, Axis, Level, Unit
+from evocompress.core.architecture import Architecture
+from evocompress.core.types import Axis, Level, Unit
 
 
 def narrowable(axes: tuple[Axis, ...]) -> bool:

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig
 
-from evocompress.core.types import Architecture
+from evocompress.core.architecture import Architecture
 from evocompress.core.widths import Widths, dense_widths
 from evocompress.export.layout import Block
 from evocompress.models.config_keys import name_stages

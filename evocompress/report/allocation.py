@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evocompress.core.types import DENSE, DROP, Architecture, Level, Unit
+from evocompress.core.architecture import Architecture
+from evocompress.core.types import DENSE, DROP, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.core.widths import dense_widths
 

@@ -10,13 +10,14 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.checked_lines import lines
 from evocompress.core.circumstances import Circumstances, Environment, Facts, read_environment
 from evocompress.core.config import EvaluateConfig, RunConfig
 from evocompress.core.errors import RunError
 from evocompress.core.files import read_as, read_json, validated
 from evocompress.core.requests import UNTREATED
-from evocompress.core.types import Architecture, Candidate, Unit
+from evocompress.core.types import Candidate, Unit
 from evocompress.pipeline.journal_memory import Memory
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.winner import Winner, read_winner, row_names

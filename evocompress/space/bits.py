@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.config import BitsSpace
 from evocompress.core.errors import ConfigError
 from evocompress.core.space_config import UNCHANGED
 from evocompress.core.storage import storage_type
-from evocompress.core.types import DENSE, Architecture, Level, Unit
+from evocompress.core.types import DENSE, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.core.widths import dense_widths
 from evocompress.space.levels import matching_units

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.canonical import SUBLAYERS, unlike_blocks
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
 from evocompress.core.storage import GGUF
-from evocompress.core.types import DENSE, DROP, Architecture, Level, Unit
+from evocompress.core.types import DENSE, DROP, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.space import budget as budgets
 from evocompress.space.bits import stored_levels

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import ceil
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.config import DropSpace, SparsitySpace, WidthSpace
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import Architecture, Level, Unit
+from evocompress.core.types import Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.core.widths import dense_widths, narrowable
 

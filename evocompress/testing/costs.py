@@ -10,8 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.canonical import canonical
-from evocompress.core.types import DROP, Architecture, Candidate, Level, Unit
+from evocompress.core.types import DROP, Candidate, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.models.dummy_inputs import random_batch
 from evocompress.models.families import Family

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from evocompress.core.types import Architecture, Axis, Unit
+from evocompress.core.architecture import Architecture
+from evocompress.core.types import Axis, Unit
 
 ROWS: dict[str, tuple[Axis, ...]] = {
     "q_proj": ("query",),

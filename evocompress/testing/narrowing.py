@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.compression.live_model import LiveModel
+from evocompress.core.architecture import Architecture
 from evocompress.core.canonical import canonical, unlike_blocks
 from evocompress.core.config import WidthSpace
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DROP, Architecture, Candidate, Level
+from evocompress.core.types import DROP, Candidate, Level
 from evocompress.core.widths import axis_lengths, narrowable
 from evocompress.models.families import SubLayerName
 from evocompress.models.families.base import matrices_of

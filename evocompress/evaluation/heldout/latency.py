@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.config import EvaluateConfig
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import Architecture
 from evocompress.evaluation.heldout.ratios import Ratio, in_turns, ratio
 from evocompress.models.dummy_inputs import random_batch
 from evocompress.models.families.uneven import text_config

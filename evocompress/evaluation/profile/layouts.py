@@ -8,7 +8,8 @@ from itertools import product
 
 import numpy as np
 
-from evocompress.core.types import DROP, Architecture, Candidate, Level, Unit
+from evocompress.core.architecture import Architecture
+from evocompress.core.types import DROP, Candidate, Level, Unit
 from evocompress.space.costs.latency import Heads
 
 MULTIPLE = 32

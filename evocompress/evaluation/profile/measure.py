@@ -12,9 +12,10 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.config import LatencyConfig
 from evocompress.core.progress import Advance
-from evocompress.core.types import Architecture, Candidate, Unit
+from evocompress.core.types import Candidate, Unit
 from evocompress.evaluation.heldout.latency import check_context
 from evocompress.evaluation.profile import timing
 from evocompress.evaluation.profile.fit import corrected, fit_parts, seconds

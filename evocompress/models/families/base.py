@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evocompress.core.types import Architecture, Unit
+from evocompress.core.architecture import Architecture
+from evocompress.core.types import Unit
 from evocompress.core.units import UnitTree
 from evocompress.core.widths import Widths
 from evocompress.models.families import shapes

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.errors import ModelError
-from evocompress.core.types import Architecture, Axis
+from evocompress.core.types import Axis
 from evocompress.core.widths import Widths
 from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families.base import Family

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.canonical import canonical
-from evocompress.core.types import DROP, Architecture, Candidate, Level, Unit
+from evocompress.core.types import DROP, Candidate, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.export.formats import FORMATS, obstacle_of
 from evocompress.models.families import FAMILIES

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from evocompress.compression.criteria import CRITERIA, STRUCTURED, Statistics, Structure
+from evocompress.core.architecture import Architecture
 from evocompress.core.environment import describe
-from evocompress.core.types import Architecture, Level
+from evocompress.core.types import Level
 from evocompress.models.head import bucket_log_probabilities
 from evocompress.pipeline.planning.device import LAUNCH, Device
 from evocompress.pipeline.planning.work import removal_operations, sweep_operations

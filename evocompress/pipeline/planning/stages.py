@@ -15,8 +15,9 @@ from evocompress.compression.library.order import BlockOrder, block_orders
 from evocompress.compression.library.plan import LibraryPlan, plan_library
 from evocompress.compression.library.recipe import methods_for
 from evocompress.compression.live_model import CUT_BYTES
+from evocompress.core.architecture import Architecture
 from evocompress.core.canonical import MATRICES
-from evocompress.core.types import Architecture, Candidate, Level
+from evocompress.core.types import Candidate, Level
 from evocompress.evaluation.proxies import PROXIES
 from evocompress.evaluation.proxies.prefix import LIMIT_BYTES
 from evocompress.models.head import chunk_bytes

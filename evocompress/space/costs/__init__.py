@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import Architecture, Unit
+from evocompress.core.types import Unit
 from evocompress.space.costs.counted import (
     flops_costs,
     memory_costs,

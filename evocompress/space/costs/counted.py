@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evocompress.core.types import DENSE, Architecture
+from evocompress.core.architecture import Architecture
+from evocompress.core.types import DENSE
 from evocompress.space.costs.model import Cost
 from evocompress.space.costs.sublayers import Left, Part
 

@@ -22,10 +22,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.errors import ConfigError
 from evocompress.core.space_config import Engine
 from evocompress.core.storage import HALVES, storage_type
-from evocompress.core.types import Architecture
 from evocompress.space.costs.counted import cached_bytes
 from evocompress.space.costs.model import Cost
 from evocompress.space.costs.sublayers import Left, Part

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.beside import Beside
 from evocompress.core.canonical import COSTED
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DENSE, Architecture, Level, Unit
+from evocompress.core.types import DENSE, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.core.widths import Widths
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evocompress.core.types import Architecture, Candidate
+from evocompress.core.architecture import Architecture
+from evocompress.core.types import Candidate
 from evocompress.core.widths import Widths
 from evocompress.export import materialize, read_record
 from evocompress.export.reload import read_checkpoint

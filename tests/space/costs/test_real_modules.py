@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedModel
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.canonical import canonical
-from evocompress.core.types import DROP, Architecture, Candidate
+from evocompress.core.types import DROP, Candidate
 from evocompress.models.families import Family, family_of
 from evocompress.space.costs import CostModel, cost_model
 from evocompress.testing.costs import counted_flops

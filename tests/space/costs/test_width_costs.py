@@ -5,10 +5,11 @@ from itertools import product
 import numpy as np
 import pytest
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.canonical import canonical
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DROP, Architecture, Level, Unit
+from evocompress.core.types import DROP, Level, Unit
 from evocompress.space.budget import check_cost
 from evocompress.space.build import build_space
 from evocompress.space.costs import COSTS, ROUTED, SERVED, TIMED, TYPED, WRITTEN, cost_model

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
 
-from evocompress.core.types import Architecture
+from evocompress.core.architecture import Architecture
 from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families.base import Family, final_norm
 from evocompress.models.families.derivation.block_kind import Kind

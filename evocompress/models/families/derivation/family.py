@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.beside import Beside
 from evocompress.core.errors import ModelError
-from evocompress.core.types import Architecture
 from evocompress.core.units import UnitTree
 from evocompress.core.widths import Widths
 from evocompress.models.families.base import Family

@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import normalize
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.core.architecture import Architecture
 from evocompress.core.errors import ModelError, one_line
-from evocompress.core.types import Architecture
 from evocompress.models.config_keys import class_key
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import ABSENT, Matrix, SubLayer, SubLayerName
