@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from evocompress.core.foreign_text import as_code, fence_of
-from evocompress.core.storage import storage_type
+from evocompress.core.storage import stored_bits
 from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
-from evocompress.export.record import Record
+from evocompress.export.record import Record, StoredTensor
 from evocompress.space.costs import Part, amount_text, level_of
 
 SPARSE_NOTE = (
@@ -33,7 +33,7 @@ def model_card(
     """The text of README.md.
 
     Args:
-        record: Where the checkpoint comes from, its costs and its candidate's id.
+        record: Where the checkpoint comes from, its costs, tensors and its candidate's id.
         candidate: What was done to the model.
         parts: The sub-layers and experts of the dense model.
         loading: Lines of Python that load the checkpoint.
@@ -51,6 +51,7 @@ def model_card(
         f"`{record.model_fingerprint}`). Candidate `{record.id}`; `candidate.json` has every "
         "detail.",
         *_what_was_done(candidate, parts, outer),
+        *_type_table(record.tensors),
         _cost_table(record),
         *notes,
         "## Loading",
@@ -127,26 +128,52 @@ def _zeros(levels: Mapping[str, Level], parts: Sequence[Part]) -> Iterator[str]:
 def _types(
     levels: Mapping[str, Level], parts: Sequence[Part], outer: Sequence[Unit]
 ) -> Iterator[str]:
-    """How many matrices are stored in which type, and their bytes."""
-    counts: dict[str, list[int]] = defaultdict(list)
+    """How many matrices have which type."""
+    counts: Counter[str] = Counter()
     for part in parts:
-        state = level_of(part, levels)
-        for unit in part.matrices:
-            if (name := levels.get(unit.name, DENSE).bits) and not state.drop:
-                counts[name].append(storage_type(name).bytes(*part.shape(unit, state)))
+        if not level_of(part, levels).drop:
+            counts.update(levels.get(unit.name, DENSE).bits for unit in part.matrices)
     typed = [(unit, levels[unit.name].bits) for unit in outer if unit.name in levels]
-    for unit, name in typed:
-        counts[name].append(storage_type(name).bytes(*(unit.shape or (0, 0))))
-    if counts:
-        order = sorted(counts, key=lambda name: storage_type(name).bits_per_weight, reverse=True)
-        rows = [f"| {n} | {len(counts[n])} | {sum(counts[n]):,} |" for n in order]
-        yield "Matrices in coarser types; `candidate.json` has the type of each:"
-        yield "\n".join(["| type | matrices | bytes |", "|---|---|---|", *rows])
+    counts.update(name for _, name in typed)
+    if found := sorted(filter(None, counts), key=stored_bits, reverse=True):
+        listed = ", ".join(f"{counts[name]} {name}" for name in found)
+        yield f"Matrices in coarser types: {listed}; `candidate.json` has the type of each."
     if typed:
         words = " and ".join(
             f"the {unit.role} {as_code(unit.name)} in {name}" for unit, name in typed
         )
         yield f"Among them {words}."
+
+
+def _type_table(tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
+    """How many tensors of which role the files store in which type, and what these take."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for name, tensor in tensors.items():
+        kind = f"{tensor.type} (values of {tensor.values})" if tensor.values else tensor.type
+        for row in (_role(name), "all"):
+            found.setdefault(row, {}).setdefault(kind, []).append(tensor.bytes)
+    if not found:
+        return
+    whole = found.pop("all")
+    kinds = sorted(whole, key=lambda kind: sum(whole[kind]), reverse=True)
+    yield "The tensors of the files, by role and type:"
+    rows = [["tensors", *kinds]]
+    rows += [
+        [role, *(_amount(own.get(kind, [])) for kind in kinds)]
+        for role, own in {**found, "all": whole}.items()
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    yield "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
+
+
+def _role(name: str) -> str:
+    """The last word of a tensor's name; of what is no weight, the last two."""
+    words = [word for word in name.removesuffix(".weight").split(".") if not word.isdigit()]
+    return ".".join(words[-1:] if name.endswith(".weight") else words[-2:])
+
+
+def _amount(sizes: Sequence[int]) -> str:
+    return f"{len(sizes)} ({sum(sizes) / 2**20:,.2f} MiB)" if sizes else ""
 
 
 def _cost_table(record: Record) -> str:

@@ -21,9 +21,10 @@ from evocompress.export.folder import check_room, check_target, whole_folder
 from evocompress.export.formats import FORMATS, WEIGHTS, Format, TypedFormat, build
 from evocompress.export.gguf_writing import TYPES
 from evocompress.export.healed import checkpoint_state
+from evocompress.export.inventory import tensors_of_files, with_rounded_values
 from evocompress.export.parts import Parts, parts_bytes, read_parts, write_parts
 from evocompress.export.pretrained import Pretrained
-from evocompress.export.record import Record, write_record
+from evocompress.export.record import Record, StoredTensor, write_record
 from evocompress.export.safetensors_size import file_bytes_of
 from evocompress.export.stored import StoredMatrices, known_parts, lane_of, stored_matrices
 from evocompress.export.weights import LevelWeights, compressed_state
@@ -99,6 +100,7 @@ def materialize(
             _record(loaded, library, candidate, name),
             predicted=dict(predicted or {}),
             measured=_measured(form, folder, loaded, candidate, predicted or {}),
+            tensors=_tensors(form, folder, loaded, candidate),
         )
         rounded = [ROUNDED_NOTE] if stored is None and lane_of(candidate) is not None else []
         card = _card(record, loaded, candidate, out.name, [*notes, *rounded])
@@ -119,6 +121,18 @@ def _measured(
     if "file_bytes" in predicted:
         measured["file_bytes"] = file_bytes_of(folder)
     return measured
+
+
+def _tensors(
+    form: Format, folder: Path, loaded: LoadedModel, candidate: Candidate
+) -> dict[str, StoredTensor]:
+    """How the files store each tensor, where some matrix has a coarser type."""
+    if lane_of(candidate) is None:
+        return {}
+    found = tensors_of_files(folder)
+    if isinstance(form, Pretrained):
+        return with_rounded_values(found, loaded, candidate, form.name_of(loaded, candidate))
+    return found
 
 
 def _typed(

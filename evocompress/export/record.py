@@ -21,6 +21,26 @@ LOG = logging.getLogger("evocompress")
 
 
 @dataclass(frozen=True)
+class StoredTensor:
+    """How a checkpoint's files store a tensor.
+
+    Attributes:
+        type: As ``q4_0``, ``w4g64`` or ``bf16``.
+        bytes: What it takes, with scales.
+        values: The coarser type whose values it has where the format has one type for all, or
+            the types of all experts' matrices that are one tensor.
+
+    Examples:
+        >>> StoredTensor("bf16", 8192, values="q4_0").type
+        'bf16'
+    """
+
+    type: str
+    bytes: int
+    values: str = ""
+
+
+@dataclass(frozen=True)
 class Record:
     """The content of ``candidate.json``.
 
@@ -35,6 +55,8 @@ class Record:
         measured: Costs counted in the written files.
         files: Checksum of each file beside this one that is read back; none in checkpoints of
             older versions.
+        tensors: How the files store each tensor, by its name there, where some matrix of the
+            candidate has a coarser type; none in checkpoints of older versions.
 
     Examples:
         >>> Record("0f", {}, "stock", "tiny", "ab", None, predicted={}, measured={}).format
@@ -50,6 +72,7 @@ class Record:
     predicted: Mapping[str, float]
     measured: Mapping[str, int]
     files: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
 
 
 def write_record(folder: Path, record: Record) -> None:
