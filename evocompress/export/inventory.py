@@ -31,7 +31,7 @@ def tensors_of_files(folder: Path) -> dict[str, StoredTensor]:
         folder: With one GGUF file, or safetensors files.
     """
     found = dict(_in_gguf(folder))
-    kinds = _packed_kinds(folder)
+    kinds = _packed_types(folder)
     for name, kind, size in _in_safetensors(folder):
         whole = name
         for word in WORDS:
@@ -94,7 +94,7 @@ def _in_safetensors(folder: Path) -> Iterator[tuple[str, str, int]]:
             yield name, str(told["dtype"]).lower(), end - begin
 
 
-def _packed_kinds(folder: Path) -> dict[str, str]:
+def _packed_types(folder: Path) -> dict[str, str]:
     """The types of the weights that compressed-tensors packed, by their names."""
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     groups = (config.get("quantization_config") or {}).get("config_groups", {})

@@ -8,8 +8,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evocompress.core.errors import ModelError
+from evocompress.core.storage import GROUPS, STORAGE
 from evocompress.export.gguf_writing import GGUF_FILE
-from evocompress.export.record import verify_checkpoint
+from evocompress.export.record import CANDIDATE_FILE, read_record, verify_checkpoint
 from evocompress.models.checkpoints import (
     local_checkpoint,
     quiet_transformers,
@@ -32,15 +33,11 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
         like: The dense model, whose task, dtype and device it gets.
 
     Raises:
-        ModelError: The folder holds no checkpoint, one that only llama.cpp loads, one of another
-            vocabulary, or a file of it is missing or damaged.
+        ModelError: The folder holds no checkpoint, one of a format that holds coarser types, one
+            of another vocabulary, or a file of it is missing or damaged.
         ExportError: A file of it is not what was written.
     """
-    if (path / GGUF_FILE).exists():
-        raise ModelError(
-            f"{path} is of format gguf, which only llama.cpp loads: heal and evaluate want another "
-            "format there, and the GGUF file can be written elsewhere with --out"
-        )
+    _check_weights_are_read(path)
     register()
     checkpoint, family = local_checkpoint(path), family_of(like)
     verify_checkpoint(path)
@@ -56,6 +53,19 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
     nn.Module.to(model, like.device)
     model.eval()
     return model
+
+
+def _check_weights_are_read(path: Path) -> None:
+    """Refuse checkpoints whose weights are not those that compute."""
+    record = read_record(path) if (path / CANDIDATE_FILE).is_file() else None
+    types = {tensor.type for tensor in record.tensors.values()} if record else set()
+    packed = any(STORAGE[name].lane == GROUPS for name in types & STORAGE.keys())
+    if packed or (path / GGUF_FILE).exists():
+        form = record.format if record else "gguf"
+        raise ModelError(
+            f"{path} is of format {form}, which heal and evaluate do not read: remove it, write it "
+            "elsewhere with --out, and the run's own checkpoint with --for transformers"
+        )
 
 
 def check_tokenizer(path: Path, loaded: LoadedModel) -> None:

@@ -13,6 +13,7 @@ from evocompress.core.foreign_text import as_code
 from evocompress.core.leftovers import scratch_folder
 from evocompress.core.types import Candidate
 from evocompress.export import (
+    FORMATS,
     PROGRAMS,
     check_format,
     check_program,
@@ -21,6 +22,7 @@ from evocompress.export import (
     read_candidate,
 )
 from evocompress.export import materialize as write_checkpoint
+from evocompress.export.formats import TypedFormat
 from evocompress.export.reload import check_tokenizer, read_checkpoint
 from evocompress.pipeline.comparison import ComparedModel
 from evocompress.pipeline.context import RunContext
@@ -108,10 +110,15 @@ def chosen_format(context: RunContext, candidate: Candidate, program: str | None
     """The format that a candidate is to be written in: `form`, unless that is ``auto``.
 
     Then the program that is to load the checkpoint decides, and the reason is told; by default
-    that is the one which the search was for, if any.
+    that is the one which the search was for, if any, or its format (``space.fits``).
     """
     fits = context.config.space.fits
-    if program is None and form == "auto" and fits in PROGRAMS:
+    if program is None and form == "auto" and fits is not None:
+        if fits not in PROGRAMS:
+            unread = "; heal and evaluate read another: --for transformers"
+            note = unread if isinstance(FORMATS[fits], TypedFormat) else ""
+            context.reporter.say(f"format '{fits}', as space.fits says{note}")
+            return fits
         program = fits
     if program is None:
         return form

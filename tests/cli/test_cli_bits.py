@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from evocompress import api
 from evocompress.compression.quantization import ggml
 from evocompress.core.config_file import load_config
-from evocompress.core.errors import ConfigError, ExportError, LibraryError
+from evocompress.core.errors import ConfigError, ExportError, LibraryError, ModelError
 from evocompress.core.files import read_json
 from evocompress.core.storage import STORAGE
 from evocompress.core.types import Level
@@ -172,3 +172,22 @@ def test_a_budget_of_the_file_is_met_to_the_byte(home):
     record, size = read_record(out), (out / "model.gguf").stat().st_size
     assert record.predicted["file_bytes"] == record.measured["file_bytes"] == size
     assert "the embedding `model.embed_tokens` in q" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fits", "types"),
+    [("gguf", ["q8_0", "q4_0"]), ("compressed-tensors", ["w8g32", "w4g32"])],
+)
+def test_what_the_space_fits_is_written_and_healing_wants_another(home, fits, types):
+    space = {"bits": {"types": types}, "fits": fits, "budget": {"bits_per_weight": 6.2}}
+    search, library = {"name": "evopress_dp"}, {"path": str(home / f"library-{fits}")}
+    folder = api.search(run_of(home, fits, space=space, search=search, library=library))
+    assert read_record(api.materialize(folder)).format == fits
+    for stage in (api.heal, api.evaluate):
+        with pytest.raises(ModelError, match=rf"of format {fits}, which heal .* --for transformer"):
+            stage(folder)
+    shutil.rmtree(folder / "checkpoint")
+    assert read_record(api.materialize(folder, program="transformers")).format == "stock"
+    api.heal(folder)
+    out = api.materialize(folder, out=home / f"healed-{fits}", healed=True)
+    assert read_record(out).format == fits

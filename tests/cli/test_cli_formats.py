@@ -18,7 +18,8 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         words = ("space.drop={}", "space.fits=gguf", "space.budget={body_params: 0.5}")
         assert call(patch, "search", file, *words) == 0
-        assert call(patch, "materialize", folder / "runs" / "trial") == 0
+        words = ("--for", "transformers")
+        assert call(patch, "materialize", folder / "runs" / "trial", *words) == 0
         assert call(patch, "heal", folder / "runs" / "trial", "heal.steps=1", *HEAL) == 0
     return folder / "runs" / "trial"
 
@@ -29,6 +30,9 @@ HEAL = ("heal.validation_sequences=2", "heal.batch=1", "heal.accumulate=1")
 @pytest.mark.parametrize(
     ("words", "format", "why"),
     [
+        ((), "gguf", "format 'gguf', as space.fits says; heal and evaluate read another: --for tr"),
+        (("--format", "hf"), "hf", ""),
+        (("--healed",), "gguf", "format 'gguf', as space.fits says"),
         (("--for", "llama.cpp"), "gguf", "format 'gguf' for llama.cpp, run by"),
         (("--for", "vllm"), "folded", "; format 'stock' cannot"),
         (("--for", "vllm", "--format", "deci"), "deci", "vLLM's DeciLM class"),

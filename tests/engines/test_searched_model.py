@@ -52,7 +52,7 @@ def test_engines_continue_prompts_as_transformers_does(
     reason = why_missing(engine)
     if reason is not None:
         pytest.skip(reason)
-    ours = api.materialize(run, out=tmp_path / "ours")
+    ours = api.materialize(run, out=tmp_path / "ours", program="transformers")
     theirs = api.materialize(run, out=tmp_path / "theirs", program=engine)
     assert read_record(ours).measured["params"] <= 0.75 * 134_515_008 * (1 + 1e-9)
     model = AutoModelForCausalLM.from_pretrained(ours)
