@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from evocompress.compression.rounded_inputs import InputRounding
 from evocompress.compression.weights import (
     Form,
     LevelStore,
@@ -17,6 +19,7 @@ from evocompress.compression.weights import (
 from evocompress.core.cache import Cache
 from evocompress.core.canonical import COSTED, MATRICES, too_few_experts
 from evocompress.core.errors import LibraryError
+from evocompress.core.storage import rounds_inputs
 from evocompress.core.types import DENSE, Candidate, Level, Unit
 from evocompress.core.widths import Widths
 from evocompress.models.families import Matrix, SubLayerName
@@ -37,8 +40,9 @@ class LiveModel:
 
     Matrices and biases are swapped by pointer for those of `evocompress.compression.weights`; a
     narrowed sub-layer is told its new number of heads or channels; a dropped one is replaced by
-    modules that add nothing; the router of a mixture loses the rows of dropped experts. Only what
-    differs from the current candidate is touched. A failed `apply` changes nothing.
+    modules that add nothing; the router of a mixture loses the rows of dropped experts; a matrix
+    whose type rounds its inputs gets a hook that does. Only what differs from the current candidate
+    is touched. A failed `apply` changes nothing.
 
     Args:
         loaded: The model, dense.
@@ -91,6 +95,7 @@ class LiveModel:
         }
         self._removed: dict[str, dict[str, nn.Module]] = {}
         self._attributes: dict[str, Attributes] = {}
+        self._rounding: dict[str, tuple[InputRounding, RemovableHandle]] = {}
 
     @property
     def current(self) -> Candidate:
@@ -101,6 +106,10 @@ class LiveModel:
     def dense(self) -> Mapping[str, Tensor]:
         """The dense tensors of the matrices and their biases, by parameter name."""
         return self._source.dense
+
+    def input_rounding(self, name: str) -> InputRounding | None:
+        """How the inputs of a matrix are rounded now, if they are."""
+        return self._rounding[name][0] if name in self._rounding else None
 
     def widths(self, block: int) -> Widths:
         """How wide the sub-layers of a block are in the dense model."""
@@ -141,6 +150,8 @@ class LiveModel:
         for name, tensor in following.items():
             module, part = self._followers[name]
             getattr(module, part).data = tensor
+        for name in changed.keys() & self._modules.keys():
+            self._round_inputs(name, rounded=rounds_inputs(after.get(name, DENSE).bits))
         # A matrix changes nothing else; an expert reshapes its MLP.
         shaped = [unit for name in changed if (unit := self.units[name]).kind in COSTED]
         for sublayer in dict.fromkeys(map(self.tree.sublayer, shaped)):
@@ -206,6 +217,15 @@ class LiveModel:
             module.register_parameter(
                 "bias", None if new is None else nn.Parameter(new, requires_grad=False)
             )
+
+    def _round_inputs(self, name: str, *, rounded: bool) -> None:
+        """Put the hook that rounds the inputs of a matrix, or take it away."""
+        if name in self._rounding and not rounded:
+            self._rounding.pop(name)[1].remove()
+        elif rounded and name not in self._rounding:
+            rounding = InputRounding()
+            handle = self._modules[name].register_forward_pre_hook(rounding)
+            self._rounding[name] = rounding, handle
 
     def _reshape(self, unit: Unit, levels: Mapping[str, Level]) -> None:
         """Give a sub-layer the modules and attributes of its level, from its dense ones on."""

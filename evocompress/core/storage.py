@@ -43,11 +43,14 @@ class StorageType:
     Attributes:
         name: Its name in levels and run files.
         lane: Whose it is.
-        block: Inputs that are stored together; a row must have a multiple of it.
+        block: Inputs that are stored together; a row must have a multiple of it. 0 where they are
+            all inputs of a row, whatever their number.
         block_bytes: What a block takes; in lane `GROUPS` without its integers, which are packed
             over the whole row.
         bits: Of the integer that a weight becomes; 0 where it becomes none.
         ranges: What these integers stand for.
+        rounds_inputs: What the matrix reads is rounded to 8 bits as well, for each token by its
+            largest value, while the model runs; integers have a byte each.
 
     Examples:
         >>> STORAGE["q4_0"].bytes(4, 64)
@@ -60,6 +63,7 @@ class StorageType:
     block_bytes: int
     bits: int = 0
     ranges: Ranges = "codebook"
+    rounds_inputs: bool = False
 
     @property
     def uniform(self) -> bool:
@@ -73,17 +77,17 @@ class StorageType:
 
     def fits(self, columns: int) -> bool:
         """Whether rows of a length can be cut into blocks."""
-        return columns % self.block == 0
+        return not self.block or columns % self.block == 0
 
     def bytes(self, rows: int, columns: int) -> int:
         """Of a matrix (rows, columns), where the type fits.
 
         Zero points of groups are packed over the rows, as compressed-tensors does.
         """
-        blocks = columns // self.block
+        blocks = columns // (self.block or columns)
         own = rows * blocks * self.block_bytes
         if self.lane == GROUPS:
-            own += rows * _words(columns, self.bits)
+            own += rows * (columns if self.rounds_inputs else _words(columns, self.bits))
         if self.ranges == "zero point":
             own += blocks * _words(rows, self.bits)
         return own
@@ -91,6 +95,8 @@ class StorageType:
     @property
     def bits_per_weight(self) -> float:
         """Of large matrices, with scales and zero points."""
+        if not self.block:
+            return float(self.bits)
         size = WORD * self.block  # whose integers fill whole words
         return 8 * self.bytes(size, size) / size**2
 
@@ -141,6 +147,7 @@ def _types() -> Iterator[StorageType]:
         name = f"w{bits}g{group}"
         yield StorageType(name, GROUPS, group, SCALE_BYTES, bits, "signed")
         yield StorageType(f"{name}z", GROUPS, group, SCALE_BYTES, bits, "zero point")
+    yield StorageType("w8a8", GROUPS, 0, SCALE_BYTES, 8, "signed", rounds_inputs=True)
 
 
 STORAGE: dict[str, StorageType] = {one.name: one for one in _types()}
@@ -152,6 +159,11 @@ def stored_bits(name: str) -> float:
     return storage_type(name).bits_per_weight if name else inf
 
 
+def rounds_inputs(name: str) -> bool:
+    """Whether a type rounds what a matrix reads; the model's own, the empty name, does not."""
+    return bool(name) and storage_type(name).rounds_inputs
+
+
 def storage_type(name: str) -> StorageType:
     """The type of a name.
 
@@ -161,7 +173,7 @@ def storage_type(name: str) -> StorageType:
     if name not in STORAGE:
         listed = ", ".join(one for one in STORAGE if not re.match(r"w\d", one))
         raise ConfigError(
-            f"there is no type of weights {name!r}: choose among {listed}, or w4g64 and its like: "
-            "2 to 8 bits in groups of 32, 64 or 128, with a z for a zero point"
+            f"there is no type of weights {name!r}: choose among {listed}, w8a8, or w4g64 and its "
+            "like: 2 to 8 bits in groups of 32, 64 or 128, with a z for a zero point"
         )
     return STORAGE[name]

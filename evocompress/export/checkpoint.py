@@ -26,7 +26,13 @@ from evocompress.export.parts import Parts, parts_bytes, read_parts, write_parts
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.record import Record, StoredTensor, write_record
 from evocompress.export.safetensors_size import file_bytes_of
-from evocompress.export.stored import StoredMatrices, known_parts, lane_of, stored_matrices
+from evocompress.export.stored import (
+    StoredMatrices,
+    known_parts,
+    lane_of,
+    rounding_inputs,
+    stored_matrices,
+)
 from evocompress.export.weights import LevelWeights, compressed_state
 from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel
@@ -35,6 +41,11 @@ from evocompress.space.costs import cost_parts
 ROUNDED_NOTE = (
     "This format has one type for all weights: those of matrices with a coarser type are rounded "
     "to its values, and take as much space as the others."
+)
+
+INPUTS_NOTE = (
+    "What matrices of type w8a8 read is not rounded by programs that read this format, as it is "
+    "where format 'compressed-tensors' is run, and where 'evocompress evaluate' judges it."
 )
 
 
@@ -103,6 +114,7 @@ def materialize(
             tensors=_tensors(form, folder, loaded, candidate),
         )
         rounded = [ROUNDED_NOTE] if stored is None and lane_of(candidate) is not None else []
+        rounded += [INPUTS_NOTE] if rounded and rounding_inputs(candidate) else []
         card = _card(record, loaded, candidate, out.name, [*notes, *rounded])
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_record(folder, record)

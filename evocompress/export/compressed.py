@@ -1,5 +1,6 @@
 """Format ``compressed-tensors``: matrices of groups as that package packs them.
 
+Those of ``w8a8`` are integers of a byte each, whose inputs it rounds while the model runs.
 transformers reads it by the package `compressed-tensors`. The rest is as in format ``stock``, or
 ``hf`` where that cannot express the candidate. What vLLM reads is ``compressed-tensors-vllm``.
 """
@@ -34,6 +35,12 @@ from evocompress.space.costs import FileLayout
 
 PACKED = "pack-quantized"
 """What compressed-tensors calls integers that are packed into words."""
+
+BYTES = "int-quantized"
+"""What it calls those of a byte each."""
+
+MIXED = "mixed-precision"
+"""What it calls a model with both."""
 
 INDEX = "model.safetensors.index.json"
 
@@ -165,7 +172,7 @@ def _pack(
             dense = name_of(name)
             if dense in stored.kinds:
                 found[name] = stored.kinds[dense]
-                tensors |= dict(_words(name, tensor, stored.parts[dense]))
+                tensors |= dict(_words(name, tensor, stored.parts[dense], found[name]))
             else:
                 tensors[name] = tensor
         save_file(tensors, file, metadata={"format": "pt"})
@@ -179,11 +186,16 @@ def _pack(
     return found
 
 
-def _words(name: str, weight: Tensor, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _words(
+    name: str, weight: Tensor, parts: Mapping[str, Tensor], kind: StorageType
+) -> Iterator[tuple[str, Tensor]]:
     """The tensors in the place of a weight."""
     stem = name.removesuffix(".weight")
-    yield f"{stem}.weight_packed", parts["packed"]
     yield f"{stem}.weight_scale", parts["scale"]
+    if kind.rounds_inputs:
+        yield name, parts["packed"]
+        return
+    yield f"{stem}.weight_packed", parts["packed"]
     yield f"{stem}.weight_shape", torch.tensor(weight.shape)
 
 
@@ -195,19 +207,18 @@ def _write_config(folder: Path, found: Mapping[str, StorageType]) -> None:
     groups = {
         f"group_{number}": {
             "targets": sorted(targets),
-            "weights": _scheme(storage_type(kind)),
-            "input_activations": None,
             "output_activations": None,
-            "format": PACKED,
+            **_scheme(storage_type(kind)),
         }
         for number, (kind, targets) in enumerate(sorted(by_kind.items()))
     }
+    formats = {str(group["format"]) for group in groups.values()}
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
-        "format": PACKED,
+        "format": formats.pop() if len(formats) == 1 else MIXED,
         "config_groups": groups,
         "ignore": [],
     }
@@ -216,11 +227,16 @@ def _write_config(folder: Path, found: Mapping[str, StorageType]) -> None:
 
 def _scheme(kind: StorageType) -> dict[str, Any]:
     """What compressed-tensors says of a type."""
+    common = {"num_bits": kind.bits, "type": "int", "symmetric": True}
+    if kind.rounds_inputs:
+        return {
+            "weights": {**common, "strategy": "channel", "dynamic": False},
+            "input_activations": {**common, "strategy": "token", "dynamic": True},
+            "format": BYTES,
+        }
+    group = {"strategy": "group", "group_size": kind.block}
     return {
-        "num_bits": kind.bits,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "group",
-        "group_size": kind.block,
-        "dynamic": False,
+        "weights": {**common, **group, "dynamic": False},
+        "input_activations": None,
+        "format": PACKED,
     }

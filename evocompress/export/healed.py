@@ -1,4 +1,4 @@
-"""The weights of a checkpoint by the names of the dense model, to be written in another format."""
+"""The weights of a checkpoint by the names of the dense model, to be judged, or written anew."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evocompress.compression.rounded_inputs import InputRounding
 from evocompress.core.errors import ExportError
 from evocompress.core.types import Candidate
 from evocompress.export.formats import FORMATS
 from evocompress.export.layout import layout
 from evocompress.export.pretrained import Pretrained
-from evocompress.export.record import read_record
+from evocompress.export.record import CANDIDATE_FILE, read_record
 from evocompress.export.reload import read_checkpoint
+from evocompress.export.stored import rounding_inputs
 from evocompress.export.weights import renumbered
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
@@ -41,6 +43,29 @@ def checkpoint_state(path: Path, loaded: LoadedModel, candidate: Candidate) -> d
     name_of = dense_name_of(path, loaded, model)
     tensors = model.state_dict().items()
     return dict(loaded.model.state_dict()) | {name_of(name): tensor for name, tensor in tensors}
+
+
+def read_candidate_model(path: Path, loaded: LoadedModel) -> PreTrainedModel:
+    """A checkpoint's model as its candidate: what a type rounds that matrices read is rounded.
+
+    The formats that are read back hold only the values of types, and do not do so by themselves.
+
+    Raises:
+        ModelError: As of `evocompress.export.reload.read_checkpoint`.
+        ExportError: Also where the names of its parameters are not known.
+    """
+    model = read_checkpoint(path, loaded.model)
+    if not (path / CANDIDATE_FILE).is_file():
+        return model
+    rounding = rounding_inputs(Candidate.from_json(read_record(path).levels))
+    if not rounding:
+        return model
+    name_of = dense_name_of(path, loaded, model)
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        if name_of(name) in rounding:
+            module = model.get_submodule(name.rpartition(".")[0])
+            module.register_forward_pre_hook(InputRounding())
+    return model
 
 
 def dense_name_of(path: Path, loaded: LoadedModel, model: PreTrainedModel) -> Callable[[str], str]:

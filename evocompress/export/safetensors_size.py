@@ -53,6 +53,10 @@ def safetensors_layout(loaded: LoadedModel) -> FileLayout:
             unit.name: _packed(name, unit.shape or (), stored, size // 4)
             for name, unit in matrices.items()
         },
+        typed_rows={
+            unit.name: _told(f"{name}_scale", unit.shape or (), "BF16", size // 4)
+            for name, unit in matrices.items()
+        },
     )
 
 

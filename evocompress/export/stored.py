@@ -19,7 +19,7 @@ from evocompress.compression.quantization.quantized import (
 )
 from evocompress.compression.weights import Form, form_of
 from evocompress.core.errors import ExportError
-from evocompress.core.storage import Lane, StorageType, storage_type
+from evocompress.core.storage import Lane, StorageType, rounds_inputs, storage_type
 from evocompress.core.types import DENSE, Candidate, Level
 from evocompress.export.parts import Parts
 from evocompress.export.weights import LevelWeights, StateDict
@@ -229,6 +229,13 @@ def typed_levels(candidate: Candidate) -> dict[str, Level]:
         dict_keys(['layers.3.mlp.up.weight'])
     """
     return {f"{name}.weight": level for name, level in candidate.levels if level.bits}
+
+
+def rounding_inputs(candidate: Candidate) -> frozenset[str]:
+    """Weights whose types round what they are multiplied with, by names in the dense model."""
+    return frozenset(
+        name for name, level in typed_levels(candidate).items() if rounds_inputs(level.bits)
+    )
 
 
 def stored_matrices(

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
 from evocompress.export.folder import whole_folder
+from evocompress.export.healed import read_candidate_model
 from evocompress.export.parts import Parts, write_parts
 from evocompress.export.pretrained import save_weights
 from evocompress.export.record import read_record, write_record
-from evocompress.export.reload import read_checkpoint
 from evocompress.healing.adapters import without_adapters
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import Family, Matrix
@@ -37,7 +37,7 @@ def load_student(path: Path, teacher: LoadedModel) -> PreTrainedModel:
     Raises:
         ModelError: The folder holds no whole checkpoint, or one with another vocabulary.
     """
-    model = read_checkpoint(path, teacher.model)
+    model = read_candidate_model(path, teacher)
     configs = (text_config(one.config) for one in (model, teacher.model))
     ours, theirs = (getattr(config, "vocab_size", None) for config in configs)
     if ours != theirs:

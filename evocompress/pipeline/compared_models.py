@@ -23,7 +23,8 @@ from evocompress.export import (
 )
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export.formats import TypedFormat
-from evocompress.export.reload import check_tokenizer, read_checkpoint
+from evocompress.export.healed import read_candidate_model
+from evocompress.export.reload import check_tokenizer
 from evocompress.pipeline.comparison import ComparedModel
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.finished import Unchanged
@@ -180,7 +181,7 @@ def models_to_compare(
     searched, saved = costs_of(space, chosen), saved_by_types(space, chosen)
     with scratch_folder(folder.path, "uniform") as scratch:
         written = write_checkpoint(context.loaded, library, uniform, scratch / "uniform")
-        uniform_model = read_checkpoint(written, dense)
+        uniform_model = read_candidate_model(written, context.loaded)
     rows = {
         "dense": ComparedModel(dense, space.cost_model.dense()),
         "uniform": ComparedModel(
@@ -197,7 +198,7 @@ def models_to_compare(
 
 def _read(context: RunContext, path: Path) -> PreTrainedModel:
     """A checkpoint of the run's folder, which reads text as the dense model does."""
-    model = read_checkpoint(path, context.loaded.model)
+    model = read_candidate_model(path, context.loaded)
     check_tokenizer(path, context.loaded)
     return model
 

@@ -98,10 +98,18 @@ def _row_lengths(unit: Unit, architecture: Architecture, widths: LevelChoice) ->
 
 def _fitting(unit: Unit, config: BitsSpace, lengths: Sequence[int]) -> list[str]:
     """The types into whose blocks rows of all lengths can be cut."""
-    blocks = {name: 1 if name == UNCHANGED else storage_type(name).block for name in config.types}
-    found = [name for name, block in blocks.items() if all(n % block == 0 for n in lengths)]
+    kinds = {name: None if name == UNCHANGED else storage_type(name) for name in config.types}
+    if unit.kind == "outer" or unit.positions is not None:
+        kinds = {name: kind for name, kind in kinds.items() if not (kind and kind.rounds_inputs)}
+    if not kinds:
+        raise ConfigError(
+            f"space.bits.types: w8a8 rounds what linear layers of the blocks read, token by token, "
+            f"and '{unit.name}' is none: give another type beside it, or 'dense'"
+        )
+    found = [name for name, kind in kinds.items() if not kind or all(map(kind.fits, lengths))]
     if found:
         return found
+    blocks = {name: kind.block for name, kind in kinds.items() if kind}
     least = min(blocks.values())
     odd = next(length for length in lengths if length % least)
     outer = "leave it out of scope" if unit.kind == "outer" else "leave the matrix out of match"

@@ -53,7 +53,7 @@ def test_a_signal_in_evaluate_leaves_nothing(run, number, monkeypatch, capsys):
         time.sleep(10)
 
     with monkeypatch.context() as patch:
-        patch.setattr(compared_models, "read_checkpoint", stopped)
+        patch.setattr(compared_models, "read_candidate_model", stopped)
         assert call(monkeypatch, "evaluate", run) == 128 + number
     said = capsys.readouterr().err.splitlines()
     assert said[-1].endswith("search, heal, rounds and sweep go on with --resume")

@@ -11,7 +11,10 @@ def packed_bytes(count, bits):
     return (count * bits + 31) // 32 * 4
 
 
-@pytest.mark.parametrize("kind", [k for k in STORAGE.values() if k.lane == GROUPS], ids=str)
+GROUPED = [k for k in STORAGE.values() if k.lane == GROUPS and not k.rounds_inputs]
+
+
+@pytest.mark.parametrize("kind", GROUPED, ids=str)
 def test_groups_take_what_their_tensors_take(kind):
     rows, columns = 48, 384
     expected = rows * packed_bytes(columns, kind.bits)
@@ -19,6 +22,14 @@ def test_groups_take_what_their_tensors_take(kind):
     if kind.name.endswith("z"):
         expected += columns // kind.block * packed_bytes(rows, kind.bits)
     assert kind.bytes(rows, columns) == expected
+
+
+@pytest.mark.parametrize("columns", [384, 63])
+def test_a_byte_each_and_a_scale_a_row(columns):
+    integers = torch.empty(48, columns, dtype=torch.int8).nbytes
+    scales = torch.empty(48, 1, dtype=torch.bfloat16).nbytes
+    assert STORAGE["w8a8"].bytes(48, columns) == integers + scales
+    assert STORAGE["w8a8"].fits(columns) and STORAGE["w8a8"].bits_per_weight == 8
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 All types of all matrices of one shape that read the same input come out of one sweep per block
 size: they share the Hessian's factor and the products with it. A block's grid is chosen from its
-weights as they are when the sweep comes to it. Zeros of a mask stay zero, and what they would have
-been given goes on to later columns as well, as in SparseGPT (2301.00774).
+weights as they are when the sweep comes to it; of a block that is a whole row, from all of them.
+Zeros of a mask stay zero, and what they would have been given goes on to later columns as well, as
+in SparseGPT (2301.00774).
 """
 
 from __future__ import annotations
@@ -98,12 +99,15 @@ class _Sweep:
         self._stored = stored
         self._round = rounding
         self._upper = factor.upper.to(tasks[0].weight.device)
-        self._block = tasks[0].kind.block
+        self._block = tasks[0].kind.block or WINDOW
         columns = {id(task.weight): task.weight.T.contiguous() for task in tasks}
         self._work = torch.stack([columns[id(task.weight)] for task in tasks])
         self._codes = torch.empty(self._work.shape, dtype=torch.uint8, device=self._work.device)
         self._masks = [None if task.mask is None else task.mask.T for task in tasks]
         self._grids: list[list[BlockGrid]] = [[] for _ in tasks]
+        if not tasks[0].kind.block:
+            pairs = zip(self._work, tasks, strict=True)
+            self._grids = [[choose_grid(work, task.kind, stored)] for work, task in pairs]
 
     def run(self) -> list[Rounded]:
         """The matrices, blocks of inputs from first to last."""
@@ -113,7 +117,7 @@ class _Sweep:
             end = min(start + window, inputs)
             errors = torch.empty_like(self._work[:, start:end])
             for first in range(start, end, self._block):
-                last = first + self._block
+                last = min(first + self._block, end)
                 errors[:, first - start : last - start] = self._round_block(first, last)
                 self._carry(errors[:, first - start : last - start], (first, last), (last, end))
             self._carry(errors, (start, end), (end, inputs))
@@ -125,11 +129,12 @@ class _Sweep:
         triangle = self._upper[first:last, first:last].contiguous()
         for place, task in enumerate(self._tasks):
             block = self._work[place, first:last]
-            grid = choose_grid(block, task.kind, self._stored)
+            if task.kind.block:
+                self._grids[place].append(choose_grid(block, task.kind, self._stored))
             mask = self._masks[place]
             kept = None if mask is None else mask[first:last].contiguous()
-            self._round(block, triangle, grid, kept, self._codes[place, first:last], errors[place])
-            self._grids[place].append(grid)
+            grid, codes = self._grids[place][-1], self._codes[place, first:last]
+            self._round(block, triangle, grid, kept, codes, errors[place])
         return errors
 
     def _carry(self, errors: Tensor, of: tuple[int, int], to: tuple[int, int]) -> None:
@@ -150,14 +155,15 @@ class _Sweep:
 def round_to_nearest(task: RoundingTask, stored: torch.dtype) -> Rounded:
     """Rounds each weight of a matrix to the nearest value of its block's grid."""
     grids, codes = [], []
-    for block in torch.split(task.weight.T, task.kind.block):
+    size = task.kind.block or task.weight.shape[1]
+    for block in torch.split(task.weight.T, size):
         grid = choose_grid(block, task.kind, stored)
         own = grid.codes(block)
         grids.append(grid)
         codes.append(own)
     every = torch.cat(codes)
     if task.mask is not None:
-        zeros = torch.cat([grid.zero.expand(task.kind.block, -1) for grid in grids])
+        zeros = torch.cat([grid.zero.expand(size, -1) for grid in grids])
         every = torch.where(task.mask.T, zeros, every)
     return Rounded(
         codes=every.T.to(torch.uint8).contiguous(),

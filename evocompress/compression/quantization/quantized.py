@@ -52,7 +52,8 @@ class QuantizedMatrix:
 
         Of llama.cpp's types ``packed``, the bytes of the rows (out, bytes) uint8. Of groups
         ``packed``, their integers in words (out, words) int32, ``scale`` (out, groups), and of
-        types with a zero point ``zero_point``, in words over the rows (words, groups) int32.
+        types with a zero point ``zero_point``, in words over the rows (words, groups) int32. Of
+        ``w8a8`` ``packed`` are the signed integers themselves (out, in) int8.
         """
         if isinstance(self.made, Tensor):
             return {"packed": self.made}
@@ -111,11 +112,18 @@ def _made(
 
 def _group_parts(rounded: Rounded, kind: StorageType, stored: torch.dtype) -> dict[str, Tensor]:
     scales = rounded.scales.to(scale_type(kind, stored))
-    parts = {"packed": in_words(rounded.codes, kind.bits), "scale": scales}
+    codes = rounded.codes
+    packed = _as_bytes(codes) if kind.rounds_inputs else in_words(codes, kind.bits)
+    parts = {"packed": packed, "scale": scales}
     if kind.ranges == "zero point":
         zeros = (-rounded.minima / rounded.scales).round().to(torch.uint8)
         parts["zero_point"] = in_words(zeros.T, kind.bits).T.contiguous()
     return {part: tensor.cpu() for part, tensor in parts.items()}
+
+
+def _as_bytes(codes: Tensor) -> Tensor:
+    """Integers from 0 to 255 as the signed ones that they stand for."""
+    return (codes.to(torch.int16) - 128).to(torch.int8)
 
 
 def in_words(codes: Tensor, bits: int) -> Tensor:
@@ -143,7 +151,11 @@ def unpack_parts(parts: Mapping[str, Tensor], kind: StorageType, columns: int) -
     zeros: Tensor | int = 2 ** (kind.bits - 1)
     if kind.ranges == "zero point":
         zeros = out_of_words(parts["zero_point"].T, kind.bits, len(scales)).T
-    return Rounded(out_of_words(parts["packed"], kind.bits, columns), scales, -scales * zeros)
+    if kind.rounds_inputs:
+        codes = (parts["packed"].to(torch.int16) + 128).to(torch.uint8)
+    else:
+        codes = out_of_words(parts["packed"], kind.bits, columns)
+    return Rounded(codes, scales, -scales * zeros)
 
 
 def read_back(parts: Mapping[str, Tensor], kind: StorageType, columns: int) -> Tensor:
@@ -171,9 +183,10 @@ def part_specs(
     rows, columns = shape
     if kind.lane != GROUPS:
         return {"packed": ((rows, kind.bytes(1, columns)), torch.uint8)}
-    groups = columns // kind.block
+    groups = columns // (kind.block or columns)
+    words = (rows, -(-columns * kind.bits // WORD)), torch.int32
     specs: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-        "packed": ((rows, -(-columns * kind.bits // WORD)), torch.int32),
+        "packed": ((rows, columns), torch.int8) if kind.rounds_inputs else words,
         "scale": ((rows, groups), scale_type(kind, stored)),
     }
     if kind.ranges == "zero point":

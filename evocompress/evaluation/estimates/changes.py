@@ -3,19 +3,22 @@
 A narrowed sub-layer computes the same as a wide one in whose output matrix the columns of the cut
 heads or channels are zero, and a dropped one the same as one whose output matrix is zero. So every
 level is a value of matrices of one shape, gradients by which tell what a change to it does; also
-what it does to restore what was cut.
+what it does to restore what was cut. A type that rounds what a matrix reads is a value of a further
+parameter, 1, which is 0 at other levels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from evocompress.compression.live_model import LiveModel
+from evocompress.compression.rounded_inputs import ROUNDING, InputRounding
+from evocompress.core.storage import rounds_inputs
 from evocompress.core.types import DENSE, Candidate, Level, Unit
 from evocompress.core.widths import narrowable
 from evocompress.models.device_copy import to_device
@@ -92,7 +95,7 @@ class Wide:
         if unit.kind == "outer":
             return {n: Value(t) for n, t in self._live.tensors(unit.name, level).items()}
         if unit.kind == "matrix":
-            return self._matrix(unit, level)
+            return self._matrix(unit, level) | self._rounding(unit, level)
         found: dict[str, Value] = {}
         for sublayer in self._sublayers(unit):
             gate = self._gate(unit, sublayer)
@@ -102,6 +105,13 @@ class Wide:
                 # Its norm alone says that nothing is added, so the matrices stay as they are.
                 found |= self._cut(unit, sublayer, self.current(unit.name))
         return found
+
+    def _rounding(self, unit: Unit, level: Level) -> dict[str, Value]:
+        """That the inputs of a matrix are rounded, at a level whose type does so."""
+        if not rounds_inputs(level.bits):
+            return {}
+        dense = self._live.dense[f"{unit.name}.weight"]
+        return {f"{unit.name}.{ROUNDING}": Value(dense.new_ones(1))}
 
     def _cut(self, unit: Unit, sublayer: SubLayerName, level: Level) -> dict[str, Value]:
         """The matrices of a sub-layer or expert that read heads or channels."""
@@ -175,6 +185,35 @@ class Wide:
             rows = weight.shape[1 if matrix.transposed else 0]
             found[f"{name}.bias"] = weight.new_zeros(rows)
         return found
+
+    def whole_inputs(self, unit: Unit) -> None:
+        """Has inputs of a narrowed sub-layer rounded as if those that are cut were not there."""
+        for name, matrix in self._readers(unit):
+            if (rounding := self._live.input_rounding(name)) and not matrix.fixed:
+                rounding.kept = self._kept(unit, matrix, self.current(unit.name))[1]
+
+    @contextmanager
+    def rounding(self, levels: Mapping[str, Sequence[Level]]) -> Iterator[None]:
+        """Gives modules the parameter that says whether their inputs are rounded, for a while.
+
+        Those with a level, of those asked about, whose type does so.
+        """
+        with ExitStack() as stack:
+            for name, options in levels.items():
+                asked = any(rounds_inputs(level.bits) for level in options)
+                if not asked or self.dropped(self._live.units[name]):
+                    continue
+                module = self._live.loaded.model.get_submodule(name)
+                share = self._live.dense[f"{name}.weight"].new_zeros(1)
+                if self._live.input_rounding(name):
+                    share.fill_(1)
+                else:
+                    hook = module.register_forward_pre_hook(InputRounding(on=False))
+                    stack.callback(hook.remove)
+                parameter = nn.Parameter(share, requires_grad=False)
+                module.register_parameter(ROUNDING, parameter)
+                stack.callback(delattr, module, ROUNDING)
+            yield
 
     def _sublayers(self, unit: Unit) -> tuple[SubLayerName, ...]:
         """The sub-layers that a unit is, or that are in it, or that it is in."""
@@ -262,9 +301,11 @@ def wide_form(
     for name, level in candidate.levels:
         if level.narrow:
             tensors |= wide.padded(live.units[name])
+            wide.whole_inputs(live.units[name])
     former = _put(live, tensors)
     try:
-        yield wide
+        with wide.rounding(levels):
+            yield wide
     finally:
         _put(live, former)
         live.restore()

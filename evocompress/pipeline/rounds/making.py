@@ -10,7 +10,7 @@ from typing import Any
 from evocompress.core.config import EvaluateConfig, RunConfig
 from evocompress.core.files import read_json, write_json
 from evocompress.core.progress import Reporter
-from evocompress.export.reload import read_checkpoint
+from evocompress.export.healed import read_candidate_model
 from evocompress.pipeline.compared_models import is_healed
 from evocompress.pipeline.comparison import ComparedModel, compare
 from evocompress.pipeline.context import RunContext
@@ -95,7 +95,7 @@ def _row(
 ) -> dict[str, Any]:
     """One model beside the dense one."""
     dense = first.loaded
-    model = dense.model if path is None else read_checkpoint(path, dense.model)
+    model = dense.model if path is None else read_candidate_model(path, dense)
     calibration, config = first.calibration, first.config
     rows = compare(
         dense,

@@ -26,6 +26,7 @@ class FileLayout:
         shared: The matrices that are in one tensor with others.
         copies: {matrix: how many tensors hold it}, where that is not one.
         typed: {matrix: what its type takes more, of what the file says of it}.
+        typed_rows: The same of types whose block is a whole row.
         absent: Of a sub-layer of a kind that is left out while the other one of its block is
             there: of one of zeros.
 
@@ -42,6 +43,7 @@ class FileLayout:
     shared: frozenset[str] = frozenset()
     copies: Mapping[str, int] = field(default_factory=dict)
     typed: Mapping[str, int] = field(default_factory=dict)
+    typed_rows: Mapping[str, int] = field(default_factory=dict)
     absent: Mapping[UnitKind, int] = field(default_factory=dict)
 
     def dense(self, matrix: str, weights: int) -> int:
@@ -50,7 +52,8 @@ class FileLayout:
 
     def saved(self, matrix: str, kind: StorageType, rows: int, columns: int) -> int:
         """What a type saves of a matrix (rows, columns)."""
-        typed = self._aligned(matrix, kind.bytes(rows, columns)) + self.typed.get(matrix, 0)
+        told = (self.typed if kind.block else self.typed_rows).get(matrix, 0)
+        typed = self._aligned(matrix, kind.bytes(rows, columns)) + told
         return self.copies.get(matrix, 1) * (self.dense(matrix, rows * columns) - typed)
 
     def whole_blocks(self) -> FileLayout:

@@ -10,7 +10,19 @@ from evocompress.compression.quantization.rounding import COMPILED, PLAIN
 from evocompress.core.errors import LibraryError
 from evocompress.core.storage import STORAGE
 
-NAMES = ["w2g32", "w3g64z", "w4g128", "w4g32z", "w8g64z", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
+NAMES = [
+    "w2g32",
+    "w3g64z",
+    "w4g128",
+    "w4g32z",
+    "w8g64z",
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+    "w8a8",
+]
 ROUNDINGS = {"compiled": COMPILED, "plain": PLAIN}
 
 
@@ -51,7 +63,7 @@ def grid_of(block, name):
 def reference(weight, statistics, name, mask=None):
     """Row by row and column by column; every error goes to all later columns at once."""
     factor = statistics.factor.upper.double()
-    work, block = weight.double().clone(), STORAGE[name].block
+    work, block = weight.double().clone(), STORAGE[name].block or weight.shape[1]
     for row in range(len(work)):
         for j in range(work.shape[1]):
             if j % block == 0:
@@ -81,6 +93,19 @@ def test_all_types_in_one_sweep_are_as_the_reference(rounding):
             task.weight, [found.weight, expected.float()], statistics.gram
         )
         assert error == pytest.approx(known, rel=0.02)
+
+
+@pytest.mark.parametrize("columns", [96, 200, 300])
+@pytest.mark.parametrize("rounding", ROUNDINGS.values(), ids=ROUNDINGS)
+def test_rows_of_any_length_have_one_scale(rounding, columns):
+    weight, statistics = example(rows=7, columns=columns)
+    task = RoundingTask(weight, STORAGE["w8a8"])
+    (found,) = gptq([task], statistics.factor, torch.float16, rounding)
+    largest = weight.double().abs().amax(1, keepdim=True)
+    torch.testing.assert_close(found.scales.double(), largest / 127.5, rtol=1e-3, atol=0)
+    expected = reference(weight, statistics, "w8a8")
+    same = (found.weight - expected).abs().amax(1) < 1e-5
+    assert same.float().mean() >= 0.8
 
 
 def test_it_is_better_than_the_nearest_values():

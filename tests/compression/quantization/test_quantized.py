@@ -43,8 +43,9 @@ def test_parts_of_groups_give_back_the_weight(rounding, dtype):
     weight = matrix()
     for kind in GROUPED:
         (found,) = quantize_all([RoundingTask(weight, kind)], known(), rounding, dtype)
-        codes = unpacked(found.parts["packed"], kind.bits, 256)
-        scales = found.parts["scale"].float().repeat_interleave(kind.block, 1)
+        packed = found.parts["packed"]
+        codes = packed + 128.0 if kind.rounds_inputs else unpacked(packed, kind.bits, 256)
+        scales = found.parts["scale"].float().repeat_interleave(kind.block or 256, 1)
         zeros = torch.full_like(codes, 2 ** (kind.bits - 1))
         if "zero_point" in found.parts:
             packed = unpacked(found.parts["zero_point"].T, kind.bits, 40).T
