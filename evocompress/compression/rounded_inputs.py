@@ -64,7 +64,9 @@ class InputRounding:
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of a call with the first of them rounded."""
         inputs, *rest = arguments
-        return _Rounding.apply(inputs, getattr(module, ROUNDING, None), self), *rest
+        share = getattr(module, ROUNDING, None)
+        rounded = _Rounding.apply(inputs, share, self)  # type: ignore[no-untyped-call]
+        return rounded, *rest
 
 
 class _Rounding(torch.autograd.Function):

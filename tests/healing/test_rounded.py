@@ -34,7 +34,7 @@ def first_of(kind: StorageType) -> Rounded:
 
 
 def blocks(values: Tensor, kind: StorageType) -> Tensor:
-    return values.view(ROWS, -1, kind.block)
+    return values.view(ROWS, -1, kind.block or COLUMNS)
 
 
 def by_autograd(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from evocompress.compression.library import build_library
 from evocompress.compression.library.store import Library
+from evocompress.compression.live_model import LiveModel
 from evocompress.compression.quantization.quantized import unpack_parts
 from evocompress.core.config import HealConfig, LibraryConfig
 from evocompress.core.errors import ConfigError, ModelError
@@ -24,6 +25,7 @@ from evocompress.core.storage import storage_type
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import materialize
 from evocompress.export.parts import PARTS_FILE, read_parts
+from evocompress.export.reload import read_checkpoint
 from evocompress.healing import heal
 from evocompress.healing.student import load_student
 from evocompress.healing.trained import prepare_training
@@ -32,7 +34,7 @@ from evocompress.testing.tiny import tiny_checkpoint
 
 Made = tuple[LoadedModel, Library]
 
-TYPES = ("q4_0", "q5_1", "q8_0", "w5g32", "w8g64")
+TYPES = ("q4_0", "q5_1", "q8_0", "w5g32", "w8g64", "w8a8")
 
 ZEROS = "model.layers.1.mlp.up_proj"
 SPARSE = Level(zeros=4096, bits="w5g32")
@@ -123,7 +125,7 @@ def test_a_recipe_that_leaves_nothing_is_refused(
 
 
 GGUF_LANE = ["q4_0", "", "q5_1", "q8_0"]
-GROUPS_LANE = ["w5g32", "", "w8g64"]
+GROUPS_LANE = ["w5g32", "", "w8a8", "w8g64"]
 
 
 def in_gguf(folder: Path) -> dict[str, Tensor]:
@@ -150,6 +152,10 @@ def in_words(folder: Path) -> dict[str, Tensor]:
     }
     tensors, found = load_file(folder / "model.safetensors"), {}
     for name, count in bits.items():
+        if f"{name}.weight" in tensors:  # integers of a byte each
+            integers = tensors[f"{name}.weight"].float()
+            found[f"{name}.weight"] = integers * tensors[f"{name}.weight_scale"].float()
+            continue
         rows, columns = tensors[f"{name}.weight_shape"].tolist()
         scales = tensors[f"{name}.weight_scale"].float()
         codes = []
@@ -200,6 +206,29 @@ def test_what_is_trained_through_its_rounding_is_what_a_file_gives_back(
             assert torch.equal(first.scales, last.scales) != scales
             same = torch.equal(first.codes, last.codes)
             assert same if not recipe.get("straight_through") else not same
+
+
+def test_a_student_rounds_what_its_matrices_read(
+    made: Made, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    """Its loss before the first step is the candidate's, not that of its weights alone."""
+    loaded, library = made
+    candidate = candidate_of(loaded, ["w8a8"], drop=False)
+    student = materialize(loaded, library, candidate, tmp_path / "student")
+    report = heal(student, loaded, train, validation, config(), tmp_path / "healed")
+    with torch.no_grad(), LiveModel(loaded, library) as live:
+        dense = loaded.model(validation).logits
+        live.apply(candidate)
+        own = loaded.model(validation).logits
+        plain = read_checkpoint(student, loaded.model)(validation).logits
+    assert report.initial_kl == pytest.approx(kl(dense, own), rel=1e-3)
+    assert kl(dense, plain) < 0.5 * kl(dense, own)
+
+
+def kl(logits: Tensor, others: Tensor) -> float:
+    """Per position that has a next token."""
+    p, q = (one[:, :-1].double().log_softmax(-1) for one in (logits, others))
+    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 def test_zeros_stay_where_they_are_and_weights_that_are_rounded_to_zero_learn(

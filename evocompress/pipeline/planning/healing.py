@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from evocompress.core.config import HealConfig
 from evocompress.core.processes import owners
-from evocompress.core.storage import storage_type
+from evocompress.core.storage import GROUP_SIZES, StorageType, storage_type
 from evocompress.core.types import Level
 from evocompress.healing.adapting import sequences_for
 from evocompress.healing.optimizers import MOMENT_BYTES
@@ -181,7 +181,12 @@ def _uniform(levels: Sequence[Level]) -> list[Level]:
 def _numbers(levels: Sequence[Level]) -> float:
     """Scales and minima for each weight, of the type with the most."""
     kinds = [storage_type(level.bits) for level in _uniform(levels)]
-    return max((1 + (kind.ranges == "affine")) / kind.block for kind in kinds)
+    return max((1 + (kind.ranges == "affine")) / _least_block(kind) for kind in kinds)
+
+
+def _least_block(kind: StorageType) -> int:
+    """Inputs with one scale; of whole rows presumed to be at least the largest group."""
+    return kind.block or GROUP_SIZES[-1]
 
 
 def _through(run: PlannedRun, config: HealConfig) -> dict[str, Learnt]:
@@ -209,7 +214,7 @@ def _beside_rounding(run: PlannedRun, config: HealConfig) -> float:
     frozen, each = {*_frozen(run, config)}, 0.0
     for name in _through(run, config):
         size = run.context.loaded.model.get_parameter(name).numel()
-        least = min(storage_type(level.bits).block for level in _uniform(run.typed[name]))
+        least = min(_least_block(storage_type(lv.bits)) for lv in _uniform(run.typed[name]))
         each += size * (1 + 2 * FLOAT32 / least + run.dtype.itemsize * (name in frozen))
     return each * _left(run)
 
