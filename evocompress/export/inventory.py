@@ -100,7 +100,8 @@ def _packed_types(folder: Path) -> dict[str, str]:
     groups = (config.get("quantization_config") or {}).get("config_groups", {})
     found: dict[str, str] = {}
     for group in groups.values():
-        scheme = group["weights"]
-        kind = f"w{scheme['num_bits']}g{scheme['group_size']}"
+        scheme, inputs = group["weights"], group["input_activations"]
+        behind = f"a{inputs['num_bits']}" if inputs else f"g{scheme['group_size']}"
+        kind = f"w{scheme['num_bits']}{behind}"
         found |= {f"{target}.weight": kind for target in group["targets"]}
     return found

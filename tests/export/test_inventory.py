@@ -72,7 +72,7 @@ def data_bytes(folder):
 
 @pytest.mark.parametrize("form", ["compressed-tensors", "stock"])
 def test_types_and_bytes_of_safetensors(form, tmp_path):
-    types = {UP: "w3g32", DOWN: "w8g64"}
+    types = {UP: "w3g32", DOWN: "w8a8"}
     loaded, library = made(tmp_path, "llama", levels_of(types))
     # Blocks that come after one that is gone have other numbers in the file.
     candidate = candidate_of(types, dropped=["model.layers.1.attention", "model.layers.1.mlp"])
@@ -81,13 +81,13 @@ def test_types_and_bytes_of_safetensors(form, tmp_path):
     assert sum(one.bytes for one in found.values()) == data_bytes(out)
     up, down = (found[f"model.layers.{i}.mlp.{n}_proj.weight"] for i, n in ((1, "up"), (0, "down")))
     packed = form == "compressed-tensors"
-    assert (up.type, down.type) == (("w3g32", "w8g64") if packed else ("f32", "f32"))
-    assert (up.values, down.values) == (("", "") if packed else ("w3g32", "w8g64"))
+    assert (up.type, down.type) == (("w3g32", "w8a8") if packed else ("f32", "f32"))
+    assert (up.values, down.values) == (("", "") if packed else ("w3g32", "w8a8"))
     own = [t.nbytes for n, t in tensors.items() if n.startswith("model.layers.1.mlp.up_proj.")]
     assert up.bytes == sum(own) and len(own) == (3 if packed else 1)
     assert {one.values for one in found.values()} == {"", up.values, down.values}
     card = (out / "README.md").read_text()
-    assert ("| f32 (values of w8g64) |" in card) is not packed
+    assert ("| f32 (values of w8a8) |" in card) is not packed
     assert row_of(card, "all").count("MiB") == 3 and row_of(card, "up_proj").count("MiB") == 2
 
 
