@@ -48,6 +48,7 @@ from evocompress.core.errors import BudgetError
 from evocompress.core.progress import Reporter
 from evocompress.evaluation.calibration.sources import token_streams
 from evocompress.evaluation.heldout import heldout_quality
+from evocompress.export.record import read_record
 from evocompress.export.reload import read_checkpoint
 from evocompress.models.loading import load
 from evocompress.pipeline.run_folder import RunFolder
@@ -216,6 +217,8 @@ def _found(setup: Setup, own: str, name: str, bound: float, seed: int, source: P
         first = _searched(
             setup, f"pruned-{share:g}-{seed}", cut, seed, source, f"library-cuts-{seed}"
         )
+        left = read_record(first / "checkpoint").measured["weight_bytes"]
+        space["budget"] = {"weight_bytes": min(bound, left)}
         return _searched(
             setup, own, space, seed, first / "checkpoint", f"library-{share:g}-{seed}", source
         )

@@ -167,7 +167,7 @@ def whole(folder: Path, text: str | None, repeats: int) -> dict[str, Figure]:
             "runs": str(folder / "runs"),
             "model": model,
             "calibration": calibration,
-            "space": {"bits": {"types": list(types)}, "budget": {"bits_per_weight": 1.0}},
+            "space": {"bits": {"types": list(types)}, "budget": {"params": 1.0}},
             "library": {"path": str(folder / "library")},
         }
         api.build_library(RunConfig.model_validate(settings), reporter=Silent())

@@ -30,6 +30,9 @@ from evocompress.space.costs import (
 )
 from evocompress.space.space import TOLERANCE, SearchSpace
 
+SIZES = ("weight_bytes", *SERVED, *WRITTEN)
+"""The costs that are shown in MiB."""
+
 
 def check_cost(name: str, model: CostModel, key: str) -> None:
     """Refuse the name of a cost that cannot be told."""
@@ -162,10 +165,15 @@ def check_reachable(space: SearchSpace) -> None:
 
 
 def check_binding(space: SearchSpace) -> None:
-    """Refuse a budget of memory or of a file that every candidate meets: it asks for nothing."""
+    """Refuse a budget of bytes or bits that every candidate meets: it asks for nothing.
+
+    Where all candidates cost the same, as with one type for all matrices, nothing else can be
+    asked for.
+    """
+    least = space.costs(minimal_genomes(space))
     most = space.costs(np.zeros_like(space.encoding.default[None]))
     if all(
-        name in (*SERVED, *WRITTEN) and bound > most[name].item()
+        name in (*SIZES, *TYPED) and least[name].min() < most[name].item() < bound
         for name, bound in space.budget.items()
     ):
         name = next(iter(space.budget))
@@ -185,7 +193,7 @@ def _spanned(space: SearchSpace, name: str, wrong: str) -> str:
 
 def _amount(name: str, value: float, dense: float) -> str:
     """A cost and its share of the dense model's, which is not shown as zero unless it is."""
-    amount = f"{value / 2**20:,.1f} MiB" if name in (*SERVED, *WRITTEN) else f"{value:.5g}"
+    amount = f"{value / 2**20:,.1f} MiB" if name in SIZES else f"{value:.5g}"
     if not dense:
         return amount
     share = value / dense

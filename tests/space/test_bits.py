@@ -98,7 +98,7 @@ def test_changes_of_one_gene_cost_what_the_changed_genomes_do():
         bits={"types": ["q8_0", "q4_0", "q4_1"]},
         width={"units": ["mlp"], "channels": [0.25, 0.5, 0.75], "multiple_of": 32},
         drop={},
-        budget={"weight_bytes": 0.5},
+        budget={"weight_bytes": 0.25},
     )
     genome = sampling.random(space, np.random.default_rng(2))
     genes, levels = space.encoding.options

@@ -1,6 +1,7 @@
 """Bringing genomes below budgets in spaces whose levels are in no order."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -222,3 +223,34 @@ def test_a_repair_prices_few_genomes(monkeypatch):
     for seed, genome in enumerate(any_genomes(space, 15)):
         repair(space, genome, rng(seed))
     assert 0 < sum(counted) < 15 * 400
+
+
+# ---- what asks for nothing
+
+TYPES = {"bits": {"types": ["q8_0", "q4_0"]}}
+TYPED_DECODER = Decoder(layers=3, hidden=64, heads=4, kv_heads=2, ffn=96, window=16)
+
+
+@pytest.mark.parametrize(
+    ("budget", "spans"),
+    [
+        ({"bits_per_weight": 8.6}, r"8.6 \(.*spans 4.5 \(28.1% of dense\) to 8.5 \("),
+        ({"weight_bytes": 1.0}, r"0.2 MiB \(100.0% of dense\).* spans 0.1 MiB .* to 0.1 MiB"),
+        ({"weight_bytes": 10**9, "bits_per_weight": 9}, "953.7 MiB"),
+    ],
+)
+def test_a_bound_above_the_largest_candidate_is_refused_with_the_range(budget, spans):
+    name = next(iter(budget))
+    wanted = rf"space.budget.{name}: .* is met by every candidate; this space spans .*lower"
+    with pytest.raises(BudgetError, match=wanted) as error:
+        space_of(budget, TYPED_DECODER, **TYPES)
+    assert re.search(spans, str(error.value)), error.value
+
+
+def test_a_bound_that_only_the_largest_candidate_has_is_taken():
+    """Also one of several that binds nothing, and those of other costs, as ever."""
+    assert space_of({"bits_per_weight": 8.5}, TYPED_DECODER, **TYPES).budget
+    assert space_of({"bits_per_weight": 9, "params": 0.99}, TYPED_DECODER, **TYPES, drop={}).budget
+    assert space_of({"weight_bytes": 1.0}, TYPED_DECODER, drop={}).budget
+    assert space_of({"bits_per_weight": 5}, TYPED_DECODER, bits={"types": ["q4_0"]}).budget
+    assert space_of({"params": 10**9}, TYPED_DECODER, drop={}).budget

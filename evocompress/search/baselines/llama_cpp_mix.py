@@ -20,7 +20,7 @@ class LlamaCppMix(GeneratorSearcher):
     ```yaml
     space:
       bits: {types: [q8_0, q5_0, q4_0], match: ['*.v_proj']}
-      budget: {weight_bytes: 0.98}
+      budget: {weight_bytes: 0.95}
     search: {name: llama_cpp_mix, mix: Q4_K_M}
     ```
 
