@@ -14,6 +14,7 @@ from evocompress.healing.optimizers import MOMENT_BYTES
 from evocompress.healing.recipe import sized_for
 from evocompress.healing.top_k import row_bytes
 from evocompress.healing.trained import Learnt, through_rounding, trained_weights
+from evocompress.models.families.outer import every_unit
 from evocompress.pipeline.planning.stages import FLOAT32, PlannedRun, StagePlan
 from evocompress.pipeline.planning.work import Work
 
@@ -37,7 +38,7 @@ def heal_last_stage(run: PlannedRun) -> StagePlan | None:
     alone = replace(run, processes=1)
     one, count = _healing(alone, settings.short(run.context.config.heal)), settings.candidates
     at_once = count if run.context.config.executor == "ray" else 1
-    checkpoints = count * int(run.costs[1]["params"] * run.dtype.itemsize)
+    checkpoints = count * int(_checkpoint_bytes(run))
     disk = at_once * one.disk_bytes + checkpoints
     return replace(one, name="heal_last", work=one.work * count, disk_bytes=disk)
 
@@ -58,14 +59,13 @@ def _healing(run: PlannedRun, given: HealConfig) -> StagePlan:
     share = _kept_share(run, config, _frozen(run, config))
     per_step = 2 * masters * share + config.accumulate / run.processes * 2 * FLOAT32
     work += Work(moved=config.steps * trained * per_step)
-    checkpoint = params * run.dtype.itemsize
-    work += Work(written=measured * (checkpoint + trained * state))
+    work += Work(written=measured * (_checkpoint_bytes(run) + trained * state))
     each = run.between_bytes if config.checkpointing else run.kept_bytes * 2
     beside = config.micro_batch * each
     beside += run.head_bytes
     own = _training_bytes(run, params, trained, masters * share) + _beside_rounding(run, config)
     device = _teacher_bytes(run, config) + own + beside
-    disk = _healing_bytes(run, config, params, trained * state) + _kept_on_disk(run, config)
+    disk = _healing_bytes(run, config, trained * state) + _kept_on_disk(run, config)
     if config.top_k is not None:
         device = max(device, run.on_device + run.head_bytes)
     if config.adapt_teacher is not None:
@@ -219,13 +219,28 @@ def _beside_rounding(run: PlannedRun, config: HealConfig) -> float:
     return each * _left(run)
 
 
-def _healing_bytes(run: PlannedRun, config: HealConfig, params: float, state: float) -> int:
+def _checkpoint_bytes(run: PlannedRun) -> float:
+    """Disk of a checkpoint, with the integers and scales beside its weights.
+
+    These are what `evocompress.export.parts` writes; of a matrix that may have several types the
+    largest counts.
+    """
+    loaded = run.context.loaded
+    shapes = {f"{u.name}.weight": u.shape for u in every_unit(loaded.family, loaded.model)}
+    beside = 0
+    for name, levels in run.typed.items():
+        kinds = [storage_type(level.bits) for level in levels if level.bits]
+        beside += max(kind.bytes(*(shapes[name] or (0, 0))) for kind in kinds)
+    return run.costs[1]["params"] * run.dtype.itemsize + beside * _left(run)
+
+
+def _healing_bytes(run: PlannedRun, config: HealConfig, state: float) -> int:
     """Disk at the worst moment, a state's bytes given: a file stays until its successor is whole.
 
     A state is written at every measurement but the first and the last, a checkpoint at any of
     them before the state.
     """
-    checkpoint = params * run.dtype.itemsize
+    checkpoint = _checkpoint_bytes(run)
     states = (config.steps - 1) // config.evaluate_every
     while_state = min(states, 2) * state + checkpoint
     while_checkpoint = min(states, 1) * state + 2 * checkpoint

@@ -3,14 +3,22 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_planning import LENGTH, config
 
+from evocompress.compression.library import build_library
+from evocompress.core.config import LibraryConfig
 from evocompress.core.errors import ConfigError
+from evocompress.core.types import DENSE, Candidate, Level
+from evocompress.export import materialize
+from evocompress.export.parts import PARTS_FILE
+from evocompress.models.loading import load
 from evocompress.pipeline.planning import DEVICES, make_plan
 from evocompress.pipeline.planning.healing import heal_stage
 from evocompress.pipeline.planning.plan import context_of
 from evocompress.pipeline.planning.stages import PlannedRun
-from evocompress.testing.tiny import tiny_loaded
+from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
 H200 = DEVICES["h200"]
 BITS = {"bits_per_weight": 30}
@@ -165,3 +173,22 @@ def test_every_process_keeps_blocks_of_its_own_on_disk():
     for heal in ({}, {"adapt_teacher": 100}):
         one, two = (disk(processes, **heal) for processes in (1, 2))
         assert two - one == blocks
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "w3g32z"])
+def test_what_stands_beside_a_checkpoint_with_types_is_on_disk(kind, tmp_path):
+    """Two checkpoints are there for a moment, each with a file as large as the matrices."""
+    loaded = load(str(tiny_checkpoint(tmp_path / "model")))
+    names = [u.name for u in loaded.family.units(loaded.model) if u.kind == "matrix"]
+    typed = Level(bits=kind)
+    tokens = torch.randint(1, 250, (8, 32), generator=torch.Generator().manual_seed(0))
+    wanted, path = dict.fromkeys(names, [DENSE, typed]), tmp_path / "library"
+    library = build_library(loaded, wanted, tokens, "tokens", LibraryConfig(), path, batch=4)
+    candidate = Candidate(tuple((name, typed) for name in sorted(names)))
+    out = materialize(loaded, library, candidate, tmp_path / "out", format="stock")
+    files = [load_file(out / name).values() for name in ("model.safetensors", PARTS_FILE)]
+    each = [sum(tensor.nbytes for tensor in tensors) for tensors in files]
+    assert each[1] > each[0] / 16
+    settings = config(space={"bits": {"types": [kind]}, "budget": BITS}, heal={"steps": 1})
+    planned = heal_stage(PlannedRun(context_of(settings, loaded), shared=True))
+    assert planned.disk_bytes == 2 * sum(each)
