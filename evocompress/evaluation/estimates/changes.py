@@ -186,32 +186,27 @@ class Wide:
             found[f"{name}.bias"] = weight.new_zeros(rows)
         return found
 
-    def whole_inputs(self, unit: Unit) -> None:
-        """Has inputs of a narrowed sub-layer rounded as if those that are cut were not there."""
-        for name, matrix in self._readers(unit):
-            if (rounding := self._live.input_rounding(name)) and not matrix.fixed:
-                rounding.kept = self._kept(unit, matrix, self.current(unit.name))[1]
-
     @contextmanager
     def rounding(self, levels: Mapping[str, Sequence[Level]]) -> Iterator[None]:
         """Gives modules the parameter that says whether their inputs are rounded, for a while.
 
-        Those with a level, of those asked about, whose type does so.
+        Those with a level, of those asked about, whose type does so. Inputs that are cut now have
+        no part in how the others are rounded.
         """
         with ExitStack() as stack:
-            for name, options in levels.items():
+            for name in levels.keys() | self._levels.keys():
+                unit, options = self._live.units[name], levels.get(name, ())
                 asked = any(rounds_inputs(level.bits) for level in options)
-                if not asked or self.dropped(self._live.units[name]):
+                rounding = self._live.input_rounding(name)
+                if not (asked or rounding) or self.dropped(unit):
                     continue
                 module = self._live.loaded.model.get_submodule(name)
-                share = self._live.dense[f"{name}.weight"].new_zeros(1)
-                if self._live.input_rounding(name):
-                    share.fill_(1)
-                else:
-                    hook = module.register_forward_pre_hook(InputRounding(on=False))
-                    stack.callback(hook.remove)
-                parameter = nn.Parameter(share, requires_grad=False)
-                module.register_parameter(ROUNDING, parameter)
+                share = self._live.dense[f"{name}.weight"].new_full((1,), bool(rounding))
+                if rounding is None:
+                    rounding = InputRounding(on=False)
+                    stack.callback(module.register_forward_pre_hook(rounding).remove)
+                rounding.kept = cut[1] if (cut := self._cut_inputs(unit)) else None
+                module.register_parameter(ROUNDING, nn.Parameter(share, requires_grad=False))
                 stack.callback(delattr, module, ROUNDING)
             yield
 
@@ -246,14 +241,20 @@ class Wide:
         """A matrix with zeros and its bias, or without the inputs that are cut now."""
         tensors = self._live.tensors(unit.name, level)
         weight = f"{unit.name}.weight"
-        owner = self._live.units[unit.owner]
-        width = self.current(self._live.tree.sublayer(unit).name)
-        if not (narrowable(unit.columns) and width.narrow):
+        if (cut := self._cut_inputs(unit)) is None:
             return {name: Value(tensor) for name, tensor in tensors.items()}
-        matrix = next(matrix for name, matrix in self._readers(owner) if name == unit.name)
-        axis, kept = self._kept(owner, matrix, width)
+        axis, kept = cut
         # The bias is as the width left it, whatever the zeros.
         return {weight: Value(tensors[weight].index_select(axis, kept), axis, kept)}
+
+    def _cut_inputs(self, unit: Unit) -> tuple[int, Tensor] | None:
+        """What `_kept` gives of a matrix some of whose inputs are cut now."""
+        width = self.current(self._live.tree.sublayer(unit).name)
+        if not (narrowable(unit.columns) and width.narrow):
+            return None
+        owner = self._live.units[unit.owner]
+        matrix = next(matrix for name, matrix in self._readers(owner) if name == unit.name)
+        return self._kept(owner, matrix, width)
 
     def _narrow(self, unit: Unit, name: str, matrix: Matrix, level: Level) -> dict[str, Value]:
         """The output matrix of a narrowed sub-layer, and its bias where it has one."""
@@ -301,7 +302,6 @@ def wide_form(
     for name, level in candidate.levels:
         if level.narrow:
             tensors |= wide.padded(live.units[name])
-            wide.whole_inputs(live.units[name])
     former = _put(live, tensors)
     try:
         with wide.rounding(levels):
