@@ -22,12 +22,15 @@ from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel, once
 
 KERNEL_BITS = (4, 8)
-"""Of integers for which vLLM has kernels: on GPUs Marlin's; on CPUs those of 4 bits alone."""
+"""Of integers for which vLLM has kernels: of groups on GPUs Marlin's, on CPUs those of 4 bits
+alone; of w8a8 CUTLASS's and oneDNN's."""
 
 NOTE = (
-    "vLLM computes matrices of 4 and 8 bits on GPUs, and on a CPU those of 4 bits alone, with "
-    "AVX-512 and in half precision (`--dtype bfloat16` or `float16`). On a CPU with AMX it rounds "
-    "the inputs of such matrices in bfloat16 to 8 bits as well, unless VLLM_CPU_INT4_W4A8 is 0."
+    "vLLM computes matrices of w8a8 on GPUs and CPUs, those of groups of 4 and 8 bits on GPUs, and "
+    "on a CPU groups of 4 bits alone, with AVX-512 and in half precision (`--dtype bfloat16` or "
+    "`float16`). Of w8a8 it rounds inputs to steps of which 127 are a token's largest value, and "
+    "transformers to those of which 127.5 are. On a CPU with AMX it rounds the inputs of groups of "
+    "4 bits in bfloat16 to 8 bits as well, unless VLLM_CPU_INT4_W4A8 is 0."
 )
 
 

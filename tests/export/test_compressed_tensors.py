@@ -27,7 +27,7 @@ from evocompress.space.build import build_space
 from evocompress.space.costs import cost_model
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
-TYPES = ("w4g32", "w3g32", "w8g64", "w4g32z")
+TYPES = ("w4g32", "w3g32", "w8g64", "w8a8", "w4g32z")
 MLP = "model.layers.1.mlp"
 NARROW = Level(channels=64)
 
@@ -96,6 +96,28 @@ def test_words_are_read_back_as_the_rounded_weights(made, changes, tmp_path):
         torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-6)
     rest = {name: tensor for name, tensor in expected.items() if name not in found}
     assert rest and all(torch.equal(tensors[name], tensor) for name, tensor in rest.items())
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_integers_of_a_byte_are_read_back_and_their_inputs_are_rounded(made, every, tmp_path):
+    loaded, library, levels = made
+    typed = {n: Level(bits="w8a8") for i, n in enumerate(levels) if i % every == 0}
+    candidate = candidate_of(levels | typed | {MLP: NARROW})
+    out = materialize(loaded, library, candidate, tmp_path / "out", format="compressed-tensors")
+    plain = materialize(loaded, library, candidate, tmp_path / "plain", format="hf")
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert config["format"] == ("mixed-precision" if every == 2 else "int-quantized")
+    (group,) = (g for g in config["config_groups"].values() if g["format"] == "int-quantized")
+    eight = {"num_bits": 8, "type": "int", "symmetric": True}
+    assert group["weights"] == eight | {"strategy": "channel", "dynamic": False}
+    assert group["input_activations"] == eight | {"strategy": "token", "dynamic": True}
+    assert set(group["targets"]) == typed.keys()
+    tensors, expected = (load_file(p / "model.safetensors") for p in (out, plain))
+    for name in typed:
+        integers, scales = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
+        assert integers.dtype == torch.int8 and scales.shape == (len(integers), 1)
+        assert torch.equal(integers.float() * scales.float(), expected[f"{name}.weight"])
+        assert f"{name}.weight_shape" not in tensors
 
 
 def test_refused_by_name(made, tmp_path):
@@ -196,7 +218,9 @@ def test_experts_of_vllm_have_no_types_and_what_is_beside_them_has():
         ({"q": "w3g32", "k": "w3g32", "v": "w3g32"}, "has no kernel for 3 bits, only 4 and 8"),
         ({"q": "w4g32", "k": "w8g32", "v": "w4g32"}, "q_proj and .*k_proj in w4g32 and w8g32"),
         ({"q": "w4g32", "k": "w4g32"}, "q_proj and .*v_proj in w4g32 and dense, because vLLM"),
+        ({"q": "w8g32", "k": "w8a8", "v": "w8g32"}, "q_proj and .*k_proj in w8g32 and w8a8"),
         ({"q": "w8g32", "k": "w8g32", "v": "w8g32", "o": "w4g64"}, None),
+        ({"q": "w8a8", "k": "w8a8", "v": "w8a8", "o": "w4g64"}, None),
     ],
 )
 def test_what_vllm_cannot_hold_is_said_and_written_otherwise(made, kinds, message):
@@ -254,10 +278,11 @@ def test_the_space_for_vllm_has_what_it_stores(made):
 
 
 @pytest.mark.parametrize("changes", [{}, {MLP: NARROW, "model.layers.2.attention": DROP}], ids=len)
-@pytest.mark.parametrize("typed", [True, False], ids=["typed", "plain"])
+@pytest.mark.parametrize("typed", ["groups", "bytes", ""])
 def test_the_size_of_a_file_is_foretold(made, changes, typed, tmp_path):
     """To a thousandth, but for digits in the header, which is no small part of so small a file."""
     loaded, library, levels = made
+    levels = dict.fromkeys(levels, Level(bits="w8a8")) if typed == "bytes" else levels
     candidate = candidate_of((levels if typed else {}) | changes)
     form = "compressed-tensors" if typed else "hf"
     architecture = loaded.family.architecture(loaded.model)
