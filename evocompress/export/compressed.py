@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 from evocompress.core.canonical import MATRICES
 from evocompress.core.errors import ExportError
 from evocompress.core.files import read_json, write_json
-from evocompress.core.storage import GROUPS, Lane, StorageType, storage_type
+from evocompress.core.storage import GROUPS, Lane, StorageType, rounds_inputs, storage_type
 from evocompress.core.types import Candidate, Unit
 from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.pretrained import LOADING
@@ -29,8 +30,9 @@ from evocompress.export.safetensors_size import safetensors_layout
 from evocompress.export.stock import Stock
 from evocompress.export.stored import StoredMatrices, TypeRules
 from evocompress.export.weights import StateDict
+from evocompress.models.dummy_inputs import random_batch
 from evocompress.models.families.outer import every_unit
-from evocompress.models.loading import LoadedModel
+from evocompress.models.loading import LoadedModel, once
 from evocompress.space.costs import FileLayout
 
 PACKED = "pack-quantized"
@@ -51,12 +53,14 @@ class CompressedTensors:
     Attributes:
         like: The format that holds the same, but for types of weights.
         uneven: The format of the rest where that is not ``stock``.
+        flat: Whether inputs (tokens, in) without an axis of sequences are rounded token by token.
     """
 
     loading: ClassVar[str] = f"# pip install compressed-tensors\n{LOADING}"
     lanes: ClassVar[frozenset[Lane]] = frozenset({GROUPS})
     like: ClassVar[str] = "hf"
     uneven: ClassVar[ModelingFile] = ModelingFile()
+    flat: ClassVar[bool] = False
     programs: ClassVar[Programs] = {
         "transformers": Running(
             "the model's own class, with the package compressed-tensors", on_request=True
@@ -81,6 +85,11 @@ class CompressedTensors:
                 )
             if reason := _unpacked(loaded, tree[name], tree):
                 return f"packs linear layers, and {name} {reason}"
+            if rounds_inputs(kind) and not self.flat and name in _reading_rows(loaded):
+                return (
+                    f"has no {kind} of {name}, which reads all tokens in one matrix: "
+                    "compressed-tensors 0.20 then rounds them by one scale, not token by token"
+                )
         return self._inner(loaded, candidate).obstacle(loaded, candidate)
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
@@ -154,6 +163,26 @@ def _unpacked(loaded: LoadedModel, unit: Unit, tree: Mapping[str, Unit]) -> str:
         return "is of an expert: transformers has one tensor for all of these"
     module = loaded.model.get_submodule(unit.name)
     return "" if type(module) is torch.nn.Linear else f"is a {type(module).__name__}"
+
+
+@once
+def _reading_rows(loaded: LoadedModel) -> frozenset[str]:
+    """The modules that read (tokens, in), of a forward pass, which a mere outline has none of."""
+    found = set[str]()
+    if loaded.model.device.type == "meta":
+        return frozenset()
+
+    def note(name: str, given: tuple[Any, ...]) -> None:
+        if given and isinstance(given[0], Tensor) and given[0].ndim == 2:  # noqa: PLR2004
+            found.add(name)
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in loaded.model.named_modules():
+            hook = module.register_forward_pre_hook(lambda _, given, name=name: note(name, given))
+            stack.callback(hook.remove)
+        ids = random_batch(loaded.family.task, loaded.model, sequences=1, tokens=2)
+        loaded.family.hidden_states(loaded.model, ids)
+    return frozenset(found)
 
 
 def _pack(

@@ -39,6 +39,7 @@ class CompressedForVllm(CompressedTensors):
 
     like: ClassVar[str] = "folded"
     uneven: ClassVar[ModelingFile] = Folded()
+    flat: ClassVar[bool] = True
     programs: ClassVar[Programs] = {
         "transformers": CompressedTensors.programs["transformers"],
         "vllm": Running(

@@ -185,6 +185,23 @@ def test_experts_are_refused_by_name():
     assert name in rules.untyped and "model.layers.1.self_attn.q_proj" not in rules.untyped
 
 
+@pytest.mark.parametrize(
+    ("model_type", "inside"), [("opt", "fc1"), ("qwen2_moe", "mlp.shared_expert.up_proj")]
+)
+def test_tokens_in_one_matrix_have_no_scales_of_their_own_in_transformers(model_type, inside):
+    loaded = tiny_loaded(model_type)
+    block = loaded.family.block_names[1]
+    attention = next(m.path for m in loaded.family.matrices if m.sublayer == "attention")
+    cases = [(inside, "w8a8", True), (inside, "w8g32", False), (attention, "w8a8", False)]
+    for path, kind, refused in cases:
+        candidate = Candidate(((f"{block}.{path}", Level(bits=kind)),))
+        reason = obstacle_of("compressed-tensors", loaded, candidate) or ""
+        assert ("reads all tokens in one matrix: compressed-tensors 0.20" in reason) is refused
+        reason = obstacle_of("compressed-tensors-vllm", loaded, candidate) or ""
+        assert "in one matrix" not in reason
+    assert not any(module._forward_pre_hooks for module in loaded.model.modules())
+
+
 def same_input(loaded, name):
     """What vLLM makes one tensor of, by the names that it has for llama."""
     stem, _, last = name.rpartition(".")
