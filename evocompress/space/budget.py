@@ -8,7 +8,7 @@ of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -178,6 +178,29 @@ def check_binding(space: SearchSpace) -> None:
     ):
         name = next(iter(space.budget))
         raise BudgetError(_spanned(space, name, "is met by every candidate") + ": lower the bound")
+
+
+def check_outer_types(space: SearchSpace, costs: Collection[str]) -> None:
+    """Refuse a choice of types for embedding or head that no bound is about.
+
+    Args:
+        space: Whose units may have types.
+        costs: All that are bounded or an objective.
+
+    Raises:
+        ConfigError: None of them counts what is outside the blocks in its type.
+    """
+    every = space.cost_model.costs
+    counting = [name for name, cost in every.items() if cost.per_outer_byte or cost.per_file_byte]
+    units = zip(space.units, space.levels, strict=True)
+    chosen = [unit for unit, levels in units if unit.kind == "outer" and len(levels) > 1]
+    if chosen and costs and not {*counting} & {*costs}:
+        listed = " and ".join(f"the {unit.role} '{unit.name}'" for unit in chosen)
+        raise ConfigError(
+            f"space.budget: {', '.join(costs)} counts no bytes of {listed}, which would keep the "
+            f"largest of its types: bound {', '.join(counting)} (or file_bytes, memory) instead or "
+            "beside it, or leave it out of space.bits.scope"
+        )
 
 
 def _spanned(space: SearchSpace, name: str, wrong: str) -> str:

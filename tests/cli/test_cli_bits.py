@@ -18,6 +18,7 @@ from evocompress.core.storage import STORAGE
 from evocompress.core.types import Level
 from evocompress.export.record import read_record
 from evocompress.pipeline.context import Local
+from evocompress.pipeline.early_checks import check_early
 from evocompress.testing.tiny import tiny_checkpoint
 
 EVERYTHING = {
@@ -25,7 +26,7 @@ EVERYTHING = {
     "width": {"multiple_of": 32, "kv_groups": [1], "group_heads": [2]},
     "sparsity": {"target": 0.25, "levels": 1},
     "bits": {"types": ["q8_0", "q5_0", "q4_0"], "scope": ["matrices", "embeddings"]},
-    "budget": {"bits_per_weight": 5.2},
+    "budget": {"bits_per_weight": 5.2, "weight_bytes": 0.2},
 }
 
 
@@ -156,6 +157,27 @@ def test_a_format_that_cannot_hold_them_is_refused(home, whole):
     with pytest.raises(ExportError, match="holds groups .* has llama.cpp's type"):
         api.materialize(whole, out=home / "words", form="compressed-tensors")
     assert not (home / "words").exists()
+
+
+@pytest.mark.parametrize("scope", [["matrices", "embeddings"], ["matrices", "head"]], ids=str)
+def test_types_of_the_embedding_want_a_budget_that_counts_it(home, scope):
+    types = ["q8_0", "q5_0"]
+    space = {"bits": {"types": types, "scope": scope}, "budget": {"bits_per_weight": 6}}
+    message = (
+        "space.budget: bits_per_weight counts no bytes of the embedding 'model.embed_tokens', "
+        r"which would keep the largest of its types: bound weight_bytes \(or file_bytes, memory\)"
+    )
+    with pytest.raises(ConfigError, match=message):
+        api.search(run_of(home, "unseen", space=space))
+    assert not (home / "runs" / "unseen").exists()
+    search = {"name": "nsga2", "tokens": 40000, "objectives": ["weight_bytes"]}
+    for changes in (
+        {"space": space, "search": search},
+        {"space": {**space, "budget": {"bits_per_weight": 6, "weight_bytes": 0.21}}},
+        {"space": {**space, "bits": {"types": ["dense", "q5_0"]}}},
+        {"space": {"bits": {"types": ["q5_0"], "scope": scope}, "budget": {"bits_per_weight": 6}}},
+    ):
+        check_early(run_of(home, "seen", **changes))
 
 
 def test_a_budget_of_the_file_is_met_to_the_byte(home):
