@@ -198,7 +198,7 @@ def test_a_budget_of_the_file_is_met_to_the_byte(home):
 
 @pytest.mark.parametrize(
     ("fits", "types"),
-    [("gguf", ["q8_0", "q4_0"]), ("compressed-tensors", ["w8g32", "w4g32"])],
+    [("gguf", ["q8_0", "q4_0"]), ("compressed-tensors", ["w8a8", "w4g32"])],
 )
 def test_what_the_space_fits_is_written_and_healing_wants_another(home, fits, types):
     space = {"bits": {"types": types}, "fits": fits, "budget": {"bits_per_weight": 6.2}}
