@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from evocompress.compression.rounded_caches import RoundedCaches
 from evocompress.compression.rounded_inputs import InputRounding
 from evocompress.compression.weights import (
     Form,
@@ -25,6 +26,7 @@ from evocompress.core.widths import Widths
 from evocompress.models.families import Matrix, SubLayerName
 from evocompress.models.families.base import block_matrices
 from evocompress.models.families.branches import Attributes
+from evocompress.models.families.caches import CACHE, caching_modules
 from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel
 
@@ -41,8 +43,8 @@ class LiveModel:
     Matrices and biases are swapped by pointer for those of `evocompress.compression.weights`; a
     narrowed sub-layer is told its new number of heads or channels; a dropped one is replaced by
     modules that add nothing; the router of a mixture loses the rows of dropped experts; a matrix
-    whose type rounds its inputs gets a hook that does. Only what differs from the current candidate
-    is touched. A failed `apply` changes nothing.
+    whose type rounds its inputs gets a hook that does, as an attention does whose cache is rounded.
+    Only what differs from the current candidate is touched. A failed `apply` changes nothing.
 
     Args:
         loaded: The model, dense.
@@ -51,6 +53,7 @@ class LiveModel:
     Attributes:
         tree: The units of the model.
         units: The same by name.
+        caches: What attentions cache.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -72,6 +75,14 @@ class LiveModel:
         self.units = self.tree.by_name
         self._blocks = list(loaded.family.blocks(loaded.model))
         # Modules are looked up while all are in place: a dropped one cannot be found.
+        caching = caching_modules(loaded.family, loaded.model)
+        self.caches = RoundedCaches(
+            {
+                f"{unit}.{CACHE}": (path, loaded.model.get_submodule(path))
+                for unit, path in caching.items()
+                if f"{unit}.{CACHE}" in self.units
+            }
+        )
         self._modules = {
             name: loaded.model.get_submodule(name)
             for name, unit in self.units.items()
@@ -152,6 +163,8 @@ class LiveModel:
             getattr(module, part).data = tensor
         for name in changed.keys() & self._modules.keys():
             self._round_inputs(name, rounded=rounds_inputs(after.get(name, DENSE).bits))
+        for name in (name for name in changed if self.units[name].kind == "cache"):
+            self.caches.put(name, changed[name].cache)
         # A matrix changes nothing else; an expert reshapes its MLP.
         shaped = [unit for name in changed if (unit := self.units[name]).kind in COSTED]
         for sublayer in dict.fromkeys(map(self.tree.sublayer, shaped)):

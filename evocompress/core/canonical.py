@@ -19,12 +19,16 @@ ATTENTIVE: tuple[UnitKind, ...] = ("attention", "block")
 MATRICES: tuple[UnitKind, ...] = ("matrix", "outer")
 """What can have a type of stored weights: matrices of the blocks, and those outside of them."""
 
+TYPED: tuple[UnitKind, ...] = (*MATRICES, "cache")
+"""What can have a type: these, and what attentions cache."""
+
 _FIELDS: dict[UnitKind, frozenset[str]] = {
     "block": frozenset({"drop", "merge"}),
     "attention": frozenset({"drop", "kv_groups", "group_heads", "bias"}),
     "mlp": frozenset({"drop", "channels", "bias"}),
     "expert": frozenset({"drop"}),
     "matrix": frozenset({"zeros", "pattern", "bits"}),
+    "cache": frozenset({"cache"}),
     "outer": frozenset({"bits"}),
 }
 
@@ -49,7 +53,7 @@ def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
     """
     unknown = levels.keys() - {unit.name for unit in units}
     if unknown:
-        like = next(unit.name for unit in reversed(units) if unit.kind != "outer")
+        like = next(unit.name for unit in reversed(units) if unit.kind not in ("outer", "cache"))
         raise ConfigError(
             f"unit '{min(unknown)}' is not in this model; its units look like '{like}'"
         )
@@ -74,6 +78,11 @@ def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
         if short:
             raise ConfigError(short)
     return Candidate(tuple(sorted(kept.items())))
+
+
+def without_caches(candidate: Candidate) -> Candidate:
+    """What a candidate says of weights."""
+    return Candidate(tuple(entry for entry in candidate.levels if not entry[1].cache))
 
 
 def merge_levels(units: Iterable[Unit], dropped: Collection[str]) -> dict[str, Level]:

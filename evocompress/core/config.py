@@ -26,8 +26,8 @@ from evocompress.core.fields import (
     each_once,
 )
 from evocompress.core.heal_config import HealConfig, HealLastConfig
+from evocompress.core.precision_config import BitsSpace, CacheSpace
 from evocompress.core.space_config import (
-    BitsSpace,
     DropSpace,
     MemoryConfig,
     SpaceConfig,
@@ -36,8 +36,9 @@ from evocompress.core.space_config import (
 )
 
 __all__ = [
-    "CalibrationConfig",
     "BitsSpace",
+    "CacheSpace",
+    "CalibrationConfig",
     "DropSpace",
     "EvaluateConfig",
     "HealConfig",

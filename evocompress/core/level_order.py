@@ -26,8 +26,8 @@ def only_cuts(level: Level, wider: Level) -> bool:
         return False
     if level.narrow or wider.narrow:
         return _narrower(level, wider)
-    less = level.zeros - wider.zeros, stored_bits(wider.bits) - stored_bits(level.bits)
-    if level.bits == wider.bits:
+    less = level.zeros - wider.zeros, stored_bits(wider.type) - stored_bits(level.type)
+    if level.type == wider.type:
         less = less[0], 0.0
     return min(less) >= 0 and max(less) > 0
 
@@ -52,7 +52,7 @@ def in_one_order(levels: Sequence[Level]) -> bool:
         >>> in_one_order([Level(bits="q4_0"), Level(bits="iq4_nl")])  # of the same size
         False
     """
-    one = len({level.bits for level in levels}) == 1 or len({lv.zeros for lv in levels}) == 1
+    one = len({level.type for level in levels}) == 1 or len({lv.zeros for lv in levels}) == 1
     return one and all(only_cuts(later, level) for level, later in pairwise(levels))
 
 
@@ -73,8 +73,8 @@ def steps_between(levels: tuple[Level, ...], now: int) -> Integers:
 @lru_cache(maxsize=1024)
 def _places(levels: tuple[Level, ...]) -> Integers:
     """The places of levels in one order or in two (levels, 1 or 2)."""
-    types = list(dict.fromkeys(level.bits for level in levels))
+    types = list(dict.fromkeys(level.type for level in levels))
     zeros = sorted({level.zeros for level in levels})
     if min(len(types), len(zeros)) == 1:
         return np.arange(len(levels))[:, None]
-    return np.array([(types.index(level.bits), zeros.index(level.zeros)) for level in levels])
+    return np.array([(types.index(level.type), zeros.index(level.zeros)) for level in levels])

@@ -14,21 +14,15 @@ from pydantic import (
     model_validator,
 )
 
-from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Globs, Number, Positive, Size, Strict, Whole
-from evocompress.core.storage import GGUF, GROUPS, HALVES, Lane, StorageType, storage_type
+from evocompress.core.precision_config import BitsSpace, CacheSpace
+from evocompress.core.storage import GGUF, GROUPS, Lane
 
 FITTING: dict[Lane, tuple[str, ...]] = {
     GGUF: ("gguf", "llama.cpp"),
     GROUPS: ("compressed-tensors", "compressed-tensors-vllm", "vllm"),
 }
 """The formats and programs that hold each lane's types."""
-
-Scope = Literal["matrices", "embeddings", "head"]
-"""What of a model may have types of its own."""
-
-UNCHANGED = "dense"
-"""The type of weights that are stored as in the model."""
 
 
 class SparsitySpace(Strict):
@@ -147,67 +141,6 @@ class WidthSpace(Strict):
         return self
 
 
-class BitsSpace(Strict):
-    """How precisely matrices may be stored, after they are narrowed and given zeros.
-
-    Attributes:
-        types: Names from `evocompress.core.storage.STORAGE`, all of llama.cpp's or all of
-            groups, in any order; ``dense`` leaves a matrix in the model's own type.
-        match: Globs over names of matrix units.
-        scope: ``matrices`` of the blocks, the input ``embeddings``, the output ``head``; one that
-            is the embedding is one choice with it, which either word gives.
-
-    Examples:
-        >>> BitsSpace(types=["w2g64", "w4g64"]).types
-        ('w4g64', 'w2g64')
-    """
-
-    types: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
-    match: Annotated[Globs, Field(min_length=1)] = ("*",)
-    scope: Annotated[tuple[Scope, ...], Field(min_length=1)] = ("matrices",)
-
-    @model_validator(mode="after")
-    def _matches_something(self) -> BitsSpace:
-        if self.match != ("*",) and "matrices" not in self.scope:
-            raise ValueError("match is about the blocks' matrices, which are not in scope")
-        return self
-
-    @property
-    def lane(self) -> Lane:
-        """Whose types they are."""
-        return self.coarser[0].lane
-
-    @property
-    def coarser(self) -> tuple[StorageType, ...]:
-        """The types beside the model's own."""
-        return tuple(storage_type(name) for name in self.types if name != UNCHANGED)
-
-    @field_validator("types")
-    @classmethod
-    def _of_one_lane(cls, types: tuple[str, ...]) -> tuple[str, ...]:
-        """Those that there are, from most to fewest bits."""
-        try:
-            known = [storage_type(name) for name in types if name != UNCHANGED]
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        if not known:
-            raise ValueError(f"'{UNCHANGED}' alone changes nothing: give a type")
-        lanes = {kind.lane: kind.name for kind in known}
-        if len(lanes) > 1:
-            mixed = " and ".join(lanes.values())
-            raise ValueError(
-                f"{mixed} are not stored in one file: give llama.cpp's types or groups (w4g64)"
-            )
-        halves = [name for name in types if name in HALVES]
-        if halves and UNCHANGED in types:
-            raise ValueError(
-                f"'{halves[0]}' and '{UNCHANGED}', the model's own type, hardly differ: give one"
-            )
-        known.sort(key=lambda kind: (kind.bits_per_weight, kind.name), reverse=True)
-        named = tuple(dict.fromkeys(kind.name for kind in known))
-        return (UNCHANGED, *named) if UNCHANGED in types else named
-
-
 Engine = Literal["llama.cpp", "transformers"]
 """A program whose memory can be told."""
 
@@ -267,6 +200,7 @@ class SpaceConfig(Strict):
         width: Narrower attention and FFN.
         drop: Removed sub-layers or blocks.
         bits: Coarser types of stored weights.
+        cache: Coarser types of cached keys and values.
         budget: Upper bounds {cost name: bound}; a bound of at most 1 is always a fraction of
             the dense model, a larger one is absolute: a latency of under a second is given as
             a fraction. Bytes may have a unit: ``2GiB``. See `evocompress.space.costs.COSTS`.
@@ -283,6 +217,7 @@ class SpaceConfig(Strict):
     width: WidthSpace | None = None
     drop: DropSpace | None = None
     bits: BitsSpace | None = None
+    cache: CacheSpace | None = None
     budget: dict[str, Annotated[Number, Field(gt=0, le=1e18)]] = {}
     memory: MemoryConfig | None = None
     fits: str | None = None
@@ -294,6 +229,7 @@ class SpaceConfig(Strict):
         if named != "auto":
             return named
         stored = self.bits is not None and self.bits.lane == GGUF
+        stored |= self.cache is not None and self.cache.shared
         return "llama.cpp" if stored or self.fits in FITTING[GGUF] else "transformers"
 
     @field_validator("budget", mode="before")
@@ -324,6 +260,25 @@ class SpaceConfig(Strict):
         if "memory" in self.budget and self.memory is None:
             raise ValueError(
                 "budget.memory is told at a context: give space.memory={context: 4096}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _caches_as_it_stores(self) -> SpaceConfig:
+        """Refuses caches that no program has beside these weights, or that are told twice."""
+        if self.cache is None:
+            return self
+        if self.bits is not None and self.cache.shared != (self.bits.lane == GGUF):
+            raise ValueError(
+                f"cache: '{self.cache.types[-1]}' and the weights' '{self.bits.types[-1]}' are not "
+                "of one program: give both of llama.cpp's types, or neither"
+            )
+        if self.memory is not None and self.memory.cache != "f16":
+            raise ValueError("memory.cache is what space.cache searches: leave one of them out")
+        if "memory" in self.budget and not self.cache.shared:
+            raise ValueError(
+                "budget.memory is that of programs, none of which has caches of types such as "
+                f"'{self.cache.types[-1]}': bound kv_bytes, or give llama.cpp's types"
             )
         return self
 

@@ -15,10 +15,12 @@ from typing import Literal
 
 from evocompress.core.errors import ConfigError
 
-Lane = Literal["gguf", "groups"]
+Lane = Literal["gguf", "groups", "cache"]
 
 GGUF: Lane = "gguf"
 GROUPS: Lane = "groups"
+CACHE: Lane = "cache"
+"""Of keys and values in torch."""
 
 Ranges = Literal["signed", "affine", "zero point", "codebook"]
 """What the numbers of a block stand for.
@@ -154,9 +156,20 @@ STORAGE: dict[str, StorageType] = {one.name: one for one in _types()}
 """All types by name."""
 
 
+CACHES: dict[str, StorageType] = {
+    name: STORAGE[name] for name in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+} | {
+    f"kv{bits}": StorageType(f"kv{bits}", CACHE, 32, 2 * SCALE_BYTES + 4 * bits, bits, "affine")
+    for bits in (8, 6, 4, 3, 2)
+}
+"""Types of cached keys and values: llama.cpp's with equal steps, and those of torch by KIVI (Liu et
+al. 2024, 2402.02750): a scale and a minimum for each 32 tokens of a channel of the keys, and for
+each 32 channels of a token of the values."""
+
+
 def stored_bits(name: str) -> float:
     """Bits of a weight of a type; of the model's own, the empty name, more than all others take."""
-    return storage_type(name).bits_per_weight if name else inf
+    return (CACHES.get(name) or storage_type(name)).bits_per_weight if name else inf
 
 
 def rounds_inputs(name: str) -> bool:

@@ -14,7 +14,7 @@ from itertools import starmap
 from operator import lt
 from typing import Any, Literal, cast
 
-UnitKind = Literal["block", "attention", "mlp", "expert", "matrix", "outer"]
+UnitKind = Literal["block", "attention", "mlp", "expert", "matrix", "cache", "outer"]
 
 Axis = Literal["query", "key", "value", "grouped", "channel", "inner", "shared"]
 """What the rows or columns of a matrix belong to: heads of queries, keys or values, or channels.
@@ -35,7 +35,8 @@ class Unit:
             ``model.layers.3.mlp.down_proj``; for a sub-layer ``{block}.attention`` or
             ``{block}.mlp``, whatever the family calls its modules.
         kind: ``block``, ``attention``, ``mlp``, ``expert`` (of an MLP that is a mixture of them)
-            or ``matrix``; the input embedding and the head are ``outer``.
+            or ``matrix``; the keys and values that an attention caches are ``cache``, the input
+            embedding and the head ``outer``.
         parent: Name of the enclosing unit; ``None`` for a block, and outside of the blocks.
         block: Index of the block, from 0; of the embedding the first, of the head the last.
         role: Name of the part within its block, e.g. ``q_proj``; same in every block.
@@ -114,6 +115,8 @@ class Level:
         pattern: ``""`` for unstructured zeros, or ``"N:M"`` (N zeros in each M inputs).
         bits: How the matrix is stored, after its zeros and in its narrowed sub-layer: a name from
             `evocompress.core.storage.STORAGE`; ``""`` as in the model.
+        cache: How keys and values are cached (cache units): a name from
+            `evocompress.core.storage.CACHES`; ``""`` as in the model.
         drop: The unit is removed. Excludes the other fields.
         kv_groups: Key-value heads kept, each with its query heads (attention units); ``None``
             where the width is not changed.
@@ -138,6 +141,12 @@ class Level:
     bias: bool = False
     merge: int = 0
     bits: str = ""
+    cache: str = ""
+
+    @property
+    def type(self) -> str:
+        """Of stored weights, or of cached keys and values; ``""`` as in the model."""
+        return self.bits or self.cache
 
     @cached_property
     def dense(self) -> bool:
@@ -159,7 +168,7 @@ class Level:
         if self.narrow or self.merge:
             return ",".join(f"{name}={int(value)}" for name, value in self.to_json().items())
         zeros = f"zeros={self.zeros}" if self.zeros or self.pattern else ""
-        return ",".join(filter(None, (zeros, self.pattern, self.bits)))
+        return ",".join(filter(None, (zeros, self.pattern, self.type)))
 
     def zeros_left(self, whole: int, left: int) -> int:
         """Zeros in a matrix with `left` of its `whole` weights in a narrowed sub-layer."""

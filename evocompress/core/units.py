@@ -63,8 +63,8 @@ class UnitTree(tuple[Unit, ...]):
         return (parent, *self.above(parent))
 
     def sublayer(self, unit: Unit) -> Unit:
-        """The sub-layer that a matrix or expert is in; of another unit the unit itself."""
-        if unit.kind not in ("matrix", "expert"):
+        """The sub-layer that a matrix, cache or expert is in; of another unit the unit itself."""
+        if unit.kind not in ("matrix", "cache", "expert"):
             return unit
         return self.sublayer(self.by_name[unit.owner])
 

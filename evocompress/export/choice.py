@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evocompress.core.canonical import without_caches
 from evocompress.core.errors import ExportError
 from evocompress.core.types import Candidate
 from evocompress.export.formats import FORMATS, obstacle_of
@@ -57,11 +58,14 @@ def check_program(program: str, name: str = "auto") -> str:
 def choose_format(loaded: LoadedModel, candidate: Candidate, name: str = "auto") -> str:
     """The format to write a candidate in: `name`, or for ``auto`` the first for transformers.
 
+    That holds its weights; of what is cached in few bits ``candidate.json`` tells.
+
     Raises:
         ExportError: There is no such format, or it cannot express the candidate.
     """
     check_format(name)
-    return _first(loaded, candidate, PROGRAMS["transformers"].preferred, name).name
+    told = without_caches(candidate) if name == "auto" else candidate
+    return _first(loaded, told, PROGRAMS["transformers"].preferred, name).name
 
 
 def choose_for(

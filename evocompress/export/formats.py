@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from evocompress.core.errors import ConfigError, EvoCompressError, ExportError, one_line
 from evocompress.core.registry import Registry
-from evocompress.core.storage import Lane
-from evocompress.core.types import Candidate
+from evocompress.core.storage import CACHES, GGUF, Lane
+from evocompress.core.types import DENSE, Candidate
 from evocompress.export.compressed import CompressedTensors
 from evocompress.export.compressed_vllm import CompressedForVllm
 from evocompress.export.deci import Deci
@@ -23,6 +23,7 @@ from evocompress.export.running import Programs
 from evocompress.export.stock import Stock
 from evocompress.export.stored import StoredMatrices, TypeRules
 from evocompress.export.weights import StateDict
+from evocompress.models.families.outer import every_unit
 from evocompress.models.loading import LoadedModel
 from evocompress.space.costs import FileLayout
 
@@ -185,12 +186,39 @@ def obstacle_of(name: str, loaded: LoadedModel, candidate: Candidate) -> str | N
     thought of is held by none of those.
     """
     form = FORMATS[name]
+    if (reason := _cached_otherwise(form, loaded, candidate)) is not None:
+        return reason
     try:
         return form.obstacle(loaded, candidate)
     except EvoCompressError:
         raise
     except Exception as error:  # classes of models fail with any type of error
         return f"cannot be tried for {loaded.family.model_type} models: {one_line(error)}"
+
+
+def _cached_otherwise(form: Format, loaded: LoadedModel, candidate: Candidate) -> str | None:
+    """Why the programs that load a format cannot have the candidate's types of caches."""
+    types = {name: level.cache for name, level in candidate.levels if level.cache}
+    if not types:
+        return None
+    first = next(iter(types))
+    if not (isinstance(form, TypedFormat) and GGUF in form.lanes):
+        return f"cannot express '{first}' at {types[first]}: what loads it has no such caches"
+    if CACHES[types[first]].lane != GGUF:
+        return f"cannot express '{first}' at {types[first]}: llama.cpp has no such type of caches"
+    levels = candidate.by_name
+    kept = [
+        unit
+        for unit in every_unit(loaded.family, loaded.model)
+        if unit.kind == "cache" and not levels.get(unit.owner, DENSE).drop
+    ]
+    other = next((u.name for u in kept if types.get(u.name) != types[first]), None)
+    if other is not None:
+        return (
+            f"cannot express '{first}' at {types[first]} beside '{other}' at "
+            f"{types.get(other, 'dense')}: llama.cpp has one type for the caches of all layers"
+        )
+    return None
 
 
 def build(

@@ -66,6 +66,11 @@ NOTE_MULTIPLIED = (
     " It knows no multipliers: they are in the weights, which are rounded once more for that."
 )
 
+NOTE_CACHE = (
+    "Keys and values were searched as a cache of type `{cache}` gives them back, which the file "
+    "does not say: run it with `--cache-type-k {cache} --cache-type-v {cache}`."
+)
+
 
 class Gguf:
     """A GGUF file, where the architecture can with arrays of head counts and FFN widths."""
@@ -96,7 +101,9 @@ class Gguf:
         """What the architecture is, what is added, and which parts of the model are not there."""
         own = _note_of_architecture(loaded, candidate)
         parts = NOTE_PARTS if has_other_parts(loaded.model) else ""
-        return " ".join(filter(None, (parts, own)))
+        cache = next((level.cache for _, level in candidate.levels if level.cache), "")
+        cached = NOTE_CACHE.format(cache=cache) if cache else ""
+        return " ".join(filter(None, (parts, own, cached)))
 
     def check_weights(self, loaded: LoadedModel, candidate: Candidate, weights: str) -> None:
         """Refuse widths that the type of weights cannot be cut into blocks of."""

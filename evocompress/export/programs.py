@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.version import Version
 
 from evocompress.core.errors import ExportError
-from evocompress.core.space_config import BitsSpace
+from evocompress.core.precision_config import BitsSpace
 from evocompress.core.storage import Lane
 from evocompress.export.formats import FORMATS
 from evocompress.export.gguf_language import language_type

@@ -7,10 +7,17 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from evocompress.compression.rounded_caches import round_cache
 from evocompress.core.errors import ModelError
 from evocompress.core.storage import GROUPS, STORAGE
+from evocompress.core.types import DENSE, Candidate
 from evocompress.export.gguf_writing import GGUF_FILE
-from evocompress.export.record import CANDIDATE_FILE, read_record, verify_checkpoint
+from evocompress.export.record import (
+    CANDIDATE_FILE,
+    read_candidate,
+    read_record,
+    verify_checkpoint,
+)
 from evocompress.models.checkpoints import (
     local_checkpoint,
     quiet_transformers,
@@ -18,6 +25,7 @@ from evocompress.models.checkpoints import (
     read_tokenizer,
 )
 from evocompress.models.families import family_of, split_experts
+from evocompress.models.families.caches import CACHE, caching_modules
 from evocompress.models.loading import LoadedModel
 from evocompress.models.modeling import register
 
@@ -31,6 +39,9 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
     Args:
         path: The folder.
         like: The dense model, whose task, dtype and device it gets.
+
+    Returns:
+        It computes with keys and values as the candidate caches them.
 
     Raises:
         ModelError: The folder holds no checkpoint, one of a format that holds coarser types, one
@@ -52,6 +63,8 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
     split_experts(model, like)
     nn.Module.to(model, like.device)
     model.eval()
+    if (path / CANDIDATE_FILE).exists():
+        _round_caches(model, like, read_candidate(path))
     return model
 
 
@@ -66,6 +79,21 @@ def _check_weights_are_read(path: Path) -> None:
             f"{path} is of format {form}, which heal and evaluate do not read: remove it, write it "
             "elsewhere with --out, and the run's own checkpoint with --for transformers"
         )
+
+
+def _round_caches(model: PreTrainedModel, like: PreTrainedModel, candidate: Candidate) -> None:
+    """Has the attentions that are left, which are in their order, round what they cache."""
+    levels, family = candidate.by_name, family_of(like)
+    if not any(level.cache for level in levels.values()):
+        return
+    caching = caching_modules(family, like)
+    classes = tuple({type(like.get_submodule(path)) for path in caching.values()})
+    kept = [unit for unit in caching if not levels.get(unit, DENSE).drop]
+    there = [module for module in model.modules() if isinstance(module, classes)]
+    for unit, module in zip(kept, there, strict=True):
+        name = f"{unit}.{CACHE}"
+        if now := levels.get(name, DENSE).cache:
+            round_cache(module, name, now)
 
 
 def check_tokenizer(path: Path, loaded: LoadedModel) -> None:

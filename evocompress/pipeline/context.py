@@ -161,7 +161,7 @@ class RunContext:
         self, config: SpaceConfig, form: str | None, table: LatencyTable | None
     ) -> SearchSpace:
         """The space of the candidates that can be written in a format."""
-        check_known_parts(self.loaded.family, config)
+        check_known_parts(self.loaded, config)
         obstacle = None if form is None else partial(obstacle_of, form, self.loaded)
         uneven, typed = bool(config.width or config.drop), form if config.bits else None
         rules = type_rules_of(typed, self.loaded, uneven=uneven)
@@ -264,7 +264,7 @@ class RunContext:
         return {
             part.name: stored
             for units, levels in zip(genes.members, genes.levels, strict=True)
-            if (stored := tuple(level for level in levels if not level.dense and not level.drop))
+            if (stored := tuple(lv for lv in levels if not (lv.dense or lv.drop or lv.cache)))
             for unit in units
             for part in self.units.experts.get(unit.name, (unit,))
         }

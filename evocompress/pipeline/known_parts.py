@@ -5,18 +5,23 @@ from __future__ import annotations
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError, ModelError
 from evocompress.models.families import Family
+from evocompress.models.families.caches import check_caches
+from evocompress.models.loading import LoadedModel
 from evocompress.space.costs import CACHED, OPERATIONS, TIMED
 
 GOES = "only space.bits and space.sparsity go, with budgets of bytes, bits and weights"
 
 
-def check_known_parts(family: Family, space: SpaceConfig) -> None:
-    """Refuse a space that cuts what is not known.
+def check_known_parts(loaded: LoadedModel, space: SpaceConfig) -> None:
+    """Refuse a space that cuts, or rounds, what is not known.
 
     Raises:
-        ModelError: It would narrow or drop something.
+        ModelError: It would narrow or drop something, or round caches that are no keys and values.
         ConfigError: It has types of an embedding, or a cost that is not known.
     """
+    family = loaded.family
+    if space.cache is not None:
+        check_caches(family, loaded.model)
     if not family.alone:
         return
     cut = next((name for name in ("width", "drop") if getattr(space, name) is not None), None)

@@ -1,4 +1,4 @@
-"""In which types the matrices of a candidate are stored, as a heat map of roles by blocks."""
+"""In which types a candidate stores matrices and caches, as a heat map of roles by blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from evocompress.core.storage import storage_type
+from evocompress.core.storage import stored_bits
 from evocompress.core.types import DENSE, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.report.columns import number
@@ -19,7 +19,7 @@ ROW_HEIGHT = 34
 
 
 def stored_map(units: Sequence[Unit], levels: Mapping[str, Level]) -> go.Figure | None:
-    """Bits per weight of each matrix with a coarser type; ``None`` where there is none."""
+    """Bits per weight of each matrix or cache with a coarser type; ``None`` where there is none."""
     typed = _typed(units, levels)
     if not typed:
         return None
@@ -49,22 +49,22 @@ def stored_map(units: Sequence[Unit], levels: Mapping[str, Level]) -> go.Figure 
 
 
 def stored_text(units: Sequence[Unit], levels: Mapping[str, Level]) -> str:
-    """How many matrices have which type."""
+    """How many matrices and caches have which type."""
     counts: dict[str, int] = {}
     for unit in _typed(units, levels):
-        counts[levels[unit.name].bits] = counts.get(levels[unit.name].bits, 0) + 1
-    order = sorted(counts, key=lambda name: storage_type(name).bits_per_weight, reverse=True)
+        counts[levels[unit.name].type] = counts.get(levels[unit.name].type, 0) + 1
+    order = sorted(counts, key=lambda name: stored_bits(name), reverse=True)
     listed = ", ".join(f"{counts[name]} {name}" for name in order)
-    return f"Matrices by type: {listed}. Bits of a weight, with scales and the rest."
+    return f"By type: {listed}. Bits of a weight, with scales and the rest."
 
 
 def _typed(units: Sequence[Unit], levels: Mapping[str, Level]) -> list[Unit]:
-    """The matrices with a coarser type that are not in anything dropped."""
+    """The matrices and caches with a coarser type that are not in anything dropped."""
     tree = UnitTree(units)
     return [
         unit
         for unit in units
-        if levels.get(unit.name, DENSE).bits
+        if levels.get(unit.name, DENSE).type
         and not any(levels.get(each.name, DENSE).drop for each in tree.above(unit))
     ]
 
@@ -74,7 +74,7 @@ def _bits(
 ) -> float | None:
     """The mean over matrices of a role in a block, as experts are several."""
     own = [
-        storage_type(levels[unit.name].bits).bits_per_weight
+        stored_bits(levels[unit.name].type)
         for unit in typed
         if (unit.role, unit.block) == (role, block)
     ]
@@ -85,6 +85,6 @@ def _text(typed: Sequence[Unit], levels: Mapping[str, Level], role: str, block: 
     found = [unit for unit in typed if (unit.role, unit.block) == (role, block)]
     if not found:
         return ""
-    names = ", ".join(dict.fromkeys(levels[unit.name].bits for unit in found))
+    names = ", ".join(dict.fromkeys(levels[unit.name].type for unit in found))
     shown = f"<b>{escape(found[0].name)}</b><br>{escape(names)}"
     return shown if len(found) == 1 else f"{shown}<br>{number(len(found), 0)} matrices"

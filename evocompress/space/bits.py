@@ -1,4 +1,4 @@
-"""In which types the matrices of a space may be stored, beside their zeros."""
+"""In which types matrices may be stored, beside their zeros, and keys and values cached."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import replace
 from itertools import product
 
 from evocompress.core.architecture import Architecture
-from evocompress.core.config import BitsSpace
 from evocompress.core.errors import ConfigError
-from evocompress.core.space_config import UNCHANGED
-from evocompress.core.storage import storage_type
+from evocompress.core.precision_config import UNCHANGED, BitsSpace, CacheSpace
+from evocompress.core.storage import CACHES, storage_type
 from evocompress.core.types import DENSE, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.core.widths import dense_widths
@@ -130,3 +129,27 @@ def _check_zeros(unit: Unit, zeros: LevelChoice, types: Sequence[str]) -> None:
             f"space.bits.types: zeros of '{unit.name}' would not stay zero in {inexact[0]}; give "
             "types that have a zero, as q4_0, q8_0 or w4g64, or leave out 'sparsity'"
         )
+
+
+def cache_levels(
+    units: Sequence[Unit], architecture: Architecture, config: CacheSpace
+) -> dict[str, LevelChoice]:
+    """The levels of the caches of the matched attentions, from most bytes to fewest.
+
+    Raises:
+        ConfigError: A glob matches no attention whose cache can be rounded, or heads do not fit
+            into the blocks of a type.
+    """
+    attentions = {unit.owner: unit for unit in units if unit.kind == "cache"}
+    named = [unit for unit in units if unit.name in attentions]
+    matched = matching_units(named, config.match, "space.cache.match")
+    levels = tuple(Level(cache=name if name != UNCHANGED else "") for name in config.types)
+    blocks = {lv.cache: CACHES[lv.cache].block for lv in levels if lv.cache}
+    for unit in (unit for unit in named if unit.name in matched):
+        width = (architecture.head_dims or (architecture.head_dim,) * (unit.block + 1))[unit.block]
+        if wrong := next((name for name, block in blocks.items() if width % block), ""):
+            raise ConfigError(
+                f"space.cache.types: '{wrong}' has blocks of {blocks[wrong]} values, into which "
+                f"the heads of '{unit.name}', of {width}, cannot be cut; leave space.cache out"
+            )
+    return {attentions[name].name: levels for name in matched}

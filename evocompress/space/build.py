@@ -15,7 +15,7 @@ from evocompress.core.storage import GGUF
 from evocompress.core.types import DENSE, DROP, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.space import budget as budgets
-from evocompress.space.bits import stored_levels
+from evocompress.space.bits import cache_levels, stored_levels
 from evocompress.space.costs import FileLayout, LatencyTable, Serving, cost_model
 from evocompress.space.encoding import Encoding
 from evocompress.space.format_constraint import Obstacle, fitting, with_types
@@ -88,7 +88,7 @@ def build_space(
     if config.budget:
         budgets.check_reachable(space)
         budgets.check_binding(space)
-    elif config.sparsity and not (config.width or config.drop or config.bits):
+    elif config.sparsity and not (config.width or config.drop or config.bits or config.cache):
         nonzeros = space.costs(genes.default[None])["matrix_nonzeros"].item()
         return replace(space, budget={"matrix_nonzeros": nonzeros})
     return space
@@ -168,6 +168,10 @@ def _genes(
             levels[name], targets[name] = typed[name]
         tied = {name: word for name, word in rules[0].items() if name in able}
         _check_tied(levels, tied, config)
+    if config.cache:
+        caches = cache_levels(units, architecture, config.cache)
+        levels |= caches
+        tied = {**tied, **dict.fromkeys(caches if config.cache.shared else (), "cache")}
     members = _members([unit for unit in units if unit.name in levels], config, tied)
     return Encoding(
         tree=UnitTree(units),
@@ -207,14 +211,16 @@ def _check_tied(
 
 def _check_combination(config: SpaceConfig) -> None:
     """Refuse parts of a space that contradict each other."""
-    if not (config.sparsity or config.width or config.drop or config.bits):
+    if not (config.sparsity or config.width or config.drop or config.bits or config.cache):
         raise ConfigError(
-            "space: nothing may be compressed; give 'sparsity', 'width', 'drop', 'bits' or several"
+            "space: nothing may be compressed; give 'sparsity', 'width', 'drop', 'bits', 'cache' "
+            "or several"
         )
-    if config.drop and config.drop.merge and (config.width or config.sparsity or config.bits):
+    beside = config.width or config.sparsity or config.bits or config.cache
+    if config.drop and config.drop.merge and beside:
         raise ConfigError(
-            "space.drop.merge: merged blocks can be neither narrowed nor given zeros nor stored "
-            "coarser; leave out 'width', 'sparsity' and 'bits'"
+            "space.drop.merge: merged blocks can be neither narrowed nor given zeros nor stored or "
+            "cached coarser; leave out 'width', 'sparsity', 'bits' and 'cache'"
         )
     if config.width and config.width.uniform and config.drop and config.drop.units != ("block",):
         raise ConfigError(

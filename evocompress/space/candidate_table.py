@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evocompress.core.arrays import Genome, Integers
-from evocompress.core.canonical import MATRICES
+from evocompress.core.canonical import TYPED
 from evocompress.core.types import Candidate, Entry, Level, Unit
 
 
@@ -65,7 +65,7 @@ def candidate_table(
         found.append((part.name, place, places[part.owner] if expert else len(drops), entries))
     for gene, units in enumerate(members):
         for unit in units:
-            if unit.kind in MATRICES:
+            if unit.kind in TYPED:
                 place, owner = len(drops) + gene, places.get(unit.owner, len(drops))
                 found.append((unit.name, place, owner, _entries(unit, levels[gene])))
     _, sources, owners, named = zip(*sorted(found, key=lambda each: each[0]), strict=True)

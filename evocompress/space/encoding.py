@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from evocompress.core.arrays import Booleans, Floats, Genome, Integers
-from evocompress.core.canonical import ATTENTIVE, COSTED, canonical, level_in, merge_levels
+from evocompress.core.canonical import ATTENTIVE, COSTED, TYPED, canonical, level_in, merge_levels
 from evocompress.core.errors import ConfigError
 from evocompress.core.level_order import in_one_order
 from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
@@ -66,18 +66,18 @@ class Encoding:
 
     @cached_property
     def by_kind(self) -> dict[str, Integers]:
-        """For each kind of unit that has genes, their indices; of matrices with those outside."""
-        kinds = ["matrix" if unit.kind == "outer" else unit.kind for unit in self.units]
+        """For each kind of unit that has genes, their indices; matrices are all that has types."""
+        kinds = ["matrix" if unit.kind in TYPED else unit.kind for unit in self.units]
         return {kind: np.flatnonzero([kind == k for k in kinds]) for kind in dict.fromkeys(kinds)}
 
     @cached_property
     def matrices(self) -> Integers:
-        """Indices of the genes that are matrices."""
+        """Indices of the genes that are matrices, or caches."""
         return self.by_kind.get("matrix", np.empty(0, dtype=np.int64))
 
     @cached_property
     def stored(self) -> tuple[tuple[Unit, ...], Integers]:
-        """The M matrices that genes are about, one gene's after the other, and their genes (M,)."""
+        """The M matrices and caches that genes are about, in their order, and the genes (M,)."""
         pairs = [(unit, gene) for gene in self.matrices.tolist() for unit in self.members[gene]]
         return tuple(u for u, _ in pairs), np.array([gene for _, gene in pairs], dtype=np.int64)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
 from evocompress.core.canonical import canonical
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DENSE, Candidate, Level
+from evocompress.core.types import DENSE, Candidate, Level, Unit
 from evocompress.space.encoding import Encoding
 
 Obstacle = Callable[[Candidate], str | None]
@@ -72,14 +73,19 @@ def with_types(left: Encoding, genes: Encoding, obstacle: Obstacle, what: str) -
     """What is `left` of genes.
 
     Raises:
-        ConfigError: They had types of stored weights, and none is left.
+        ConfigError: They had types of stored weights, or of caches, and none of these is left.
     """
-    if any(level.bits for levels in left.levels for level in levels):
-        return left
-    typed = zip(genes.members, genes.levels, strict=True)
-    first = next(((m, lv) for m, own in typed for lv in own if lv.bits), None)
-    if first is not None:
-        units, level = first
-        reason = obstacle(canonical({unit.name: level for unit in units}, genes.tree))
-        raise ConfigError(f"{what} {reason}, and so on: it can hold none of these types")
+    for lost in (_first(genes, kind) for kind in ("bits", "cache") if not _first(left, kind)):
+        if lost is not None:
+            units, level = lost
+            reason = obstacle(canonical({unit.name: level for unit in units}, genes.tree))
+            raise ConfigError(f"{what} {reason}, and so on: it can hold none of these types")
     return left
+
+
+def _first(
+    genes: Encoding, kind: Literal["bits", "cache"]
+) -> tuple[tuple[Unit, ...], Level] | None:
+    """The first units and level with a type of stored weights, or of a cache."""
+    pairs = zip(genes.members, genes.levels, strict=True)
+    return next(((units, lv) for units, own in pairs for lv in own if getattr(lv, kind)), None)

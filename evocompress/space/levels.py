@@ -202,7 +202,7 @@ def _protected(units: Sequence[Unit], globs: Sequence[str] | None, key: str) -> 
 
     Without globs it is the first attention, if any: several programs cannot do without it.
     """
-    large = [unit for unit in units if unit.kind != "matrix"]
+    large = [unit for unit in units if unit.kind not in ("matrix", "cache")]
     if globs is None:
         named = frozenset([unit.name for unit in large if unit.kind == "attention"][:1])
     else:

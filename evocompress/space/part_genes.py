@@ -104,15 +104,16 @@ def inactive_columns(
     """The columns that make genes inactive, one gene's after the other, and where each begins (U,).
 
     There are 2·P + 1 columns: a part is dropped, a part is in a dropped block, never. A matrix is
-    inactive with its sub-layer or expert, an expert with its sub-layer, a sub-layer with its block,
-    a block never, nor what is outside of the blocks. `members` has the units of each gene (U,).
+    inactive with its sub-layer or expert, a cache and an expert with their sub-layer, that with its
+    block, a block never, nor what is outside of the blocks. `members` has the units of each gene
+    (U,).
     """
     places = {part.name: index for index, part in enumerate(parts)}
     count = len(places)
     runs = [
         [
             places[member.owner]
-            if member.kind in ("matrix", "expert")
+            if member.kind in ("matrix", "cache", "expert")
             else count + places.get(member.name, count)
             for member in units
         ]

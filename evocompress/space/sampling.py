@@ -148,20 +148,20 @@ def _emptied(genes: Encoding, genome: Genome) -> list[Genome]:
 
 
 def _coarsened(space: SearchSpace) -> list[Genome]:
-    """The default genome (U,) with all matrices in ever coarser types."""
+    """The default genome (U,) with all matrices and caches in ever coarser types."""
     found = [space.encoding.default]
-    for _ in range(max(len({level.bits for level in levels}) for levels in space.levels) - 1):
+    for _ in range(max(len({level.type for level in levels}) for levels in space.levels) - 1):
         found.append(_coarser(space.encoding, found[-1]))
     return found[1:]
 
 
 def _coarser(genes: Encoding, genome: Genome) -> Genome:
-    """The genome (U,) with each matrix in its next coarser type, with its zeros."""
+    """The genome (U,) with each matrix and cache in its next coarser type, with its zeros."""
     coarser = genome.copy()
     for gene in genes.matrices.tolist():
         now = genes.levels[gene][genome[gene]]
         later = enumerate(genes.levels[gene][genome[gene] :], int(genome[gene]))
-        found = (i for i, lv in later if lv.zeros == now.zeros and lv.bits != now.bits)
+        found = (i for i, lv in later if lv.zeros == now.zeros and lv.type != now.type)
         coarser[gene] = next(found, genome[gene])
     return coarser
 

@@ -54,14 +54,15 @@ class SearchSpace:
 
     @cached_property
     def typed(self) -> bool:
-        """Whether matrices have types of stored weights."""
-        return any(level.bits for levels in self.levels for level in levels)
+        """Whether matrices, or what is cached, have types."""
+        return any(level.type for levels in self.levels for level in levels)
 
     @cached_property
     def bounds_bytes(self) -> bool:
         """Whether there is a budget, and each of its costs depends on these types."""
         costs = [self.cost_model.costs[name] for name in self.budget]
-        return bool(costs) and all(cost.per_byte or cost.per_file_byte for cost in costs)
+        saved = ("per_byte", "per_file_byte", "per_cached_byte", "per_served_byte")
+        return bool(costs) and all(any(getattr(c, name) for name in saved) for c in costs)
 
     def candidate(self, genome: Genome) -> Candidate:
         """The canonical candidate of a genome (U,)."""

@@ -47,7 +47,9 @@ def least_code(kind: StorageType) -> int:
     return int(kind.lane != GROUPS and kind.bits == 8)
 
 
-def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> BlockGrid:
+def choose_grid(
+    block: Tensor, kind: StorageType, stored: torch.dtype, *, check: bool = True
+) -> BlockGrid:
     """The grid that just holds the weights of a block.
 
     As ggml's own code does for its types, and as compressed-tensors does for groups.
@@ -56,6 +58,8 @@ def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> BlockG
         block: Weights (inputs, rows), float32.
         kind: A type with a uniform grid.
         stored: Type in which scales are stored.
+        check: Whether scales beyond its range are refused, for which a GPU is waited for; what is
+            on their grids is otherwise not finite.
 
     Raises:
         LibraryError: A scale is beyond the range of its type.
@@ -63,11 +67,12 @@ def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> BlockG
     least, most = block.amin(0), block.amax(0)
     steps = 2**kind.bits - 1
     if kind.ranges == "affine":
-        scale, minimum = as_stored((most - least) / steps, stored), as_stored(least, stored)
+        scale = as_stored((most - least) / steps, stored, check=check)
+        minimum = as_stored(least, stored, check=check)
         return BlockGrid(divisor(scale), minimum, torch.zeros_like(scale), 0, steps)
     if kind.ranges == "zero point":
         least, most = least.clamp_max(0), most.clamp_min(0)
-        scale = divisor(as_stored((most - least) / steps, stored))
+        scale = divisor(as_stored((most - least) / steps, stored, check=check))
         zero = (-least / scale).round().clamp(0, steps)
         return BlockGrid(scale, -scale * zero, zero, 0, steps)
     middle = 2 ** (kind.bits - 1)
@@ -78,16 +83,16 @@ def choose_grid(block: Tensor, kind: StorageType, stored: torch.dtype) -> BlockG
         scale = size / (middle - 1)
     else:  # the weight of largest size, whatever its sign, has the code whose value is largest
         scale = torch.where(most >= -least, most, least) / -middle
-    scale = divisor(as_stored(scale, stored))
+    scale = divisor(as_stored(scale, stored, check=check))
     return BlockGrid(
         scale, -scale * middle, torch.full_like(scale, middle), least_code(kind), steps
     )
 
 
-def as_stored(values: Tensor, stored: torch.dtype) -> Tensor:
+def as_stored(values: Tensor, stored: torch.dtype, *, check: bool = True) -> Tensor:
     """Numbers as they are read back from their type."""
     found = values.to(stored).to(values.dtype)
-    if not bool(found.isfinite().all()):
+    if check and not bool(found.isfinite().all()):
         raise LibraryError(
             f"weights are too large, or not finite, for scales of type {stored}: leave the matrix "
             "out"

@@ -3,8 +3,8 @@
 A narrowed sub-layer computes the same as a wide one in whose output matrix the columns of the cut
 heads or channels are zero, and a dropped one the same as one whose output matrix is zero. So every
 level is a value of matrices of one shape, gradients by which tell what a change to it does; also
-what it does to restore what was cut. A type that rounds what a matrix reads is a value of a further
-parameter, 1, which is 0 at other levels.
+what it does to restore what was cut. A type that rounds what a matrix reads, or what an attention
+caches, is a value of a further parameter, 1, which is 0 at other levels.
 """
 
 from __future__ import annotations
@@ -96,6 +96,10 @@ class Wide:
             return {n: Value(t) for n, t in self._live.tensors(unit.name, level).items()}
         if unit.kind == "matrix":
             return self._matrix(unit, level) | self._rounding(unit, level)
+        if unit.kind == "cache":
+            names = self._live.caches.names(unit.name)
+            shares = torch.tensor([float(name == level.cache) for name in names])
+            return {self._live.caches.parameter(unit.name): Value(shares)}
         found: dict[str, Value] = {}
         for sublayer in self._sublayers(unit):
             gate = self._gate(unit, sublayer)
@@ -303,10 +307,17 @@ def wide_form(
         if level.narrow:
             tensors |= wide.padded(live.units[name])
     former = _put(live, tensors)
+    caches = [name for name in levels if live.units[name].kind == "cache"]
+    for name in caches:
+        now = wide.current(name)
+        types = dict.fromkeys(lv.cache for lv in (now, *levels[name]) if lv.cache)
+        live.caches.put(name, now.cache, tuple(types))
     try:
         with wide.rounding(levels):
             yield wide
     finally:
+        for name in caches:
+            live.caches.put(name, "")
         _put(live, former)
         live.restore()
 

@@ -1,4 +1,4 @@
-"""The matrices outside of the blocks: the input embedding and the output head."""
+"""What a model has beside the units of its blocks: input embedding, output head, and caches."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from transformers import PreTrainedModel
 from evocompress.core.types import Unit
 from evocompress.core.units import UnitTree
 from evocompress.models.families.base import Family
+from evocompress.models.families.caches import cache_units
 
 EMBEDDING, HEAD = "embedding", "head"
 """Their roles. A head that is the embedding, as its weights are, has the role of that."""
 
 
 def every_unit(family: Family, model: PreTrainedModel) -> UnitTree:
-    """The units of a model's blocks, and behind them those outside, where blocks are known.
+    """The units of a model's blocks, and behind them caches and those outside, as far as known.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -27,7 +28,7 @@ def every_unit(family: Family, model: PreTrainedModel) -> UnitTree:
         return inside
     names = {id(module): name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    found = []
+    found = cache_units(family, model, inside)
     if isinstance(embedding, nn.Embedding):
         found.append(_outer(names[id(embedding)], inside[0].block, EMBEDDING, embedding))
     tied = embedding is not None and head is not None and head.weight is embedding.weight

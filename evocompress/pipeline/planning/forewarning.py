@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evocompress.core.config import HealConfig, HealLastConfig, ModelConfig, SpaceConfig
 from evocompress.core.files import read_json
-from evocompress.core.space_config import BitsSpace
+from evocompress.core.precision_config import BitsSpace
 from evocompress.healing.cycles import tokens_that_pay
 from evocompress.healing.law import HealingLaw
 from evocompress.models.checkpoints import GGUF

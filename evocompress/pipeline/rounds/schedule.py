@@ -101,8 +101,8 @@ def _other_obstacle(config: RunConfig) -> str | None:
     space = config.space
     if space.sparsity is not None and space.sparsity.pattern:
         return "a pattern of zeros has no steps: leave out sparsity.pattern, or search once"
-    if space.bits is not None:
-        return "bits: a round begins with weights of the model's own type: search once"
+    if space.bits is not None or space.cache is not None:
+        return "bits, cache: a round begins with a model of its own types: search once"
     if space.width is not None and space.width.uniform:
         return "width.uniform ties layers, which differ after a round: leave it out"
     if space.drop is not None and space.drop.merge:

@@ -93,11 +93,11 @@ class Allocation(GeneratorSearcher):
 
 
 def check_typeless(space: SearchSpace, name: str) -> None:
-    """Refuses a space with types of stored weights, for a method that knows zeros alone."""
+    """Refuses a space with types, for a method that knows zeros alone."""
     if space.typed:
         raise ConfigError(
-            f"search.name: {name} knows zeros, widths and drops, and no types of stored weights: "
-            "leave out space.bits, or choose another searcher"
+            f"search.name: {name} knows zeros, widths and drops, and no types: leave out "
+            "space.bits and space.cache, or choose another searcher"
         )
 
 

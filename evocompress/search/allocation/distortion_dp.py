@@ -148,8 +148,8 @@ class WithDense:
             if level.narrow:
                 part = parts[unit.name]
                 return 1 - part.left(level).used / part.left(DENSE).used
-            if level.bits:
-                return 1 - stored_bits(level.bits) / WIDEST
+            if level.type:
+                return 1 - stored_bits(level.type) / WIDEST
             return float(level.drop) or level.zeros / max(unit.numel, 1)
 
         return np.array([share(level) for level in self.genes.levels[gene]])

@@ -42,6 +42,11 @@ class EvoPressDP(GeneratorSearcher):
                 "search.name: evopress_dp compares output errors, which are the same for every "
                 "removed unit: it needs space.sparsity or space.width"
             )
+        if any(level.cache for levels in self.space.levels for level in levels):
+            raise ConfigError(
+                "search.name: evopress_dp compares output errors of matrices, which caches have "
+                "none of: leave out space.cache, or choose another searcher"
+            )
 
     def search(self) -> AskTell[None]:
         """The least sum of the library's errors."""

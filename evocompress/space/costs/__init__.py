@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from evocompress.core.architecture import Architecture
 from evocompress.core.errors import ConfigError
+from evocompress.core.storage import StorageType
 from evocompress.core.types import Unit
 from evocompress.space.costs.counted import (
     flops_costs,
     memory_costs,
     parameter_costs,
+    saved_in_cache,
     typed_costs,
 )
 from evocompress.space.costs.file import FileLayout, file_cost
 from evocompress.space.costs.latency import LatencyTable
-from evocompress.space.costs.memory import Serving, memory_cost
+from evocompress.space.costs.memory import Serving, memory_cost, saved_in_service
 from evocompress.space.costs.model import Cost, CostModel, CostTable
 from evocompress.space.costs.sublayers import Left, Part, cost_parts, level_of
 from evocompress.space.costs.timing import TIMED, amount_text, timing_costs
@@ -130,6 +133,8 @@ def cost_model(
         costs["file_bytes"] = file_cost(file, parts)
     if serving is not None:
         costs["memory"] = memory_cost(costs["weight_bytes"], parts, architecture, serving)
+    cached = partial(_saved_in_cache, length=length, itemsize=architecture.dtype_bytes)
+    served = partial(saved_in_service, serving=serving) if serving else _nothing_saved
     known = COSTS if architecture.causal else [name for name in COSTS if name not in CACHED]
     ordered = {name: costs[name] for name in known if name in costs}
     return CostModel(
@@ -140,4 +145,14 @@ def cost_model(
         architecture.dtype_bytes,
         tuple(unit for unit in units if unit.kind == "outer"),
         None if file is None else file.saved,
+        (cached, served),
     )
+
+
+def _saved_in_cache(part: Part, left: Left, kind: StorageType, length: int, itemsize: int) -> int:
+    """As ``kv_bytes`` has it: a windowed layer caches no more than its window."""
+    return saved_in_cache(part, left, kind, min(length, part.window or length), itemsize)
+
+
+def _nothing_saved(*_: object) -> int:
+    return 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evocompress.core.architecture import Architecture
+from evocompress.core.storage import StorageType
 from evocompress.core.types import DENSE
 from evocompress.space.costs.model import Cost
 from evocompress.space.costs.sublayers import Left, Part
@@ -66,7 +67,7 @@ def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
             per_byte=1,
             per_outer_byte=1,
         ),
-        "kv_bytes": Cost(0, cache, each_use=True),
+        "kv_bytes": Cost(0, cache, per_cached_byte=1, each_use=True),
     }
 
 
@@ -85,8 +86,20 @@ def cached_bytes(
         of_state: Of each number of a state; by default as many.
     """
     own = part.beside.cached(tokens, itemsize, of_state)
-    heads = (left.heads if part.repeated else left.kv_heads) * part.unit.attends
-    return part.runs * (tokens * (part.latent or heads * part.head_width) * itemsize + own)
+    each = part.latent or _cached_values(part, left)
+    return part.runs * (tokens * each * itemsize + own)
+
+
+def _cached_values(part: Part, left: Left) -> int:
+    """Of keys and values, for each token."""
+    heads = left.heads if part.repeated else left.kv_heads
+    return heads * part.unit.attends * part.head_width
+
+
+def saved_in_cache(part: Part, left: Left, kind: StorageType, tokens: int, itemsize: float) -> int:
+    """Bytes that a type saves of keys and values, whose numbers take `itemsize` bytes without."""
+    each = itemsize - kind.bits_per_weight / 8
+    return round(part.runs * tokens * _cached_values(part, left) * each)
 
 
 def typed_costs(parts: Sequence[Part], architecture: Architecture) -> dict[str, Cost]:

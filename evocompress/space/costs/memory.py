@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from evocompress.core.architecture import Architecture
 from evocompress.core.errors import ConfigError
 from evocompress.core.space_config import Engine
-from evocompress.core.storage import HALVES, storage_type
-from evocompress.space.costs.counted import cached_bytes
+from evocompress.core.storage import HALVES, StorageType, storage_type
+from evocompress.space.costs.counted import cached_bytes, saved_in_cache
 from evocompress.space.costs.model import Cost
 from evocompress.space.costs.sublayers import Left, Part
 
@@ -180,7 +180,14 @@ def memory_cost(
         amount,
         per_byte=weights.per_byte * serving.typed,
         per_outer_byte=weights.per_outer_byte * serving.typed,
+        per_served_byte=llama,
     )
+
+
+def saved_in_service(part: Part, left: Left, kind: StorageType, serving: Serving) -> int:
+    """Bytes that a type of llama.cpp saves of the cache of a served model."""
+    tokens = serving.batch * serving.cells(part.window)
+    return saved_in_cache(part, left, kind, tokens, storage_type(serving.cache).bits_per_weight / 8)
 
 
 def buffer_bytes(parts: Sequence[Part], architecture: Architecture, serving: Serving) -> float:

@@ -9,12 +9,19 @@ from functools import cached_property
 import numpy as np
 
 from evocompress.core.arrays import Floats, Integers
-from evocompress.core.storage import StorageType, storage_type
+from evocompress.core.storage import CACHES, StorageType, storage_type
 from evocompress.core.types import DENSE, Candidate, Level, Unit
 from evocompress.space.costs.savings import Groups, MatrixSavings
 from evocompress.space.costs.sublayers import Left, Part, level_of
 
-SAVINGS = ("per_zero", "per_byte", "per_outer_byte", "per_file_byte")
+SAVINGS = (
+    "per_zero",
+    "per_byte",
+    "per_outer_byte",
+    "per_file_byte",
+    "per_cached_byte",
+    "per_served_byte",
+)
 """What levels of matrices save, beside what their shapes do, by the name in `Cost`."""
 
 
@@ -29,6 +36,9 @@ class Cost:
         per_byte: What each byte saves that a matrix takes less than in the model's own type.
         per_outer_byte: The same of the embedding and the head.
         per_file_byte: What each byte saves that any of these takes less in a file.
+        per_cached_byte: What each byte saves that keys and values take less, as ``kv_bytes`` has
+            them.
+        per_served_byte: The same, as ``memory`` has them.
         each_use: What several blocks share counts in each of them, at its full width. Otherwise it
             counts in the base.
 
@@ -43,6 +53,8 @@ class Cost:
     per_byte: float = 0.0
     per_outer_byte: float = 0.0
     per_file_byte: float = 0.0
+    per_cached_byte: float = 0.0
+    per_served_byte: float = 0.0
     each_use: bool = False
 
 
@@ -185,6 +197,8 @@ class CostModel:
         outer: The embedding and the head.
         in_file: What a type saves of a matrix (name, type, rows, columns) in the file; ``None``
             without a cost of that.
+        in_cache: What a type saves of the cache of an attention (part, what is left of it, type),
+            as ``kv_bytes`` and as ``memory`` have it.
 
     Examples:
         >>> from evocompress.testing.examples import space
@@ -199,6 +213,7 @@ class CostModel:
     dtype_bytes: int = 0
     outer: tuple[Unit, ...] = ()
     in_file: Callable[[str, StorageType, int, int], int] | None = None
+    in_cache: tuple[Callable[[Part, Left, StorageType], int], ...] = ()
 
     def dense(self) -> dict[str, float]:
         """The costs of the unchanged model."""
@@ -265,19 +280,25 @@ class CostModel:
         left = part.left(level)
         return np.array([cost.amount(part, left) for cost in self.costs.values()])
 
-    def _saved(self, matrix: str, level: Level, state: Level) -> tuple[int, int, int, int]:
-        """What a matrix saves at a level while its sub-layer is in a state, as in `SAVINGS`."""
+    def _saved(self, matrix: str, level: Level, state: Level) -> Integers:
+        """What a matrix or cache saves at a level while its sub-layer is in a state.
+
+        One number for each of `SAVINGS`.
+        """
         outside = next((unit.shape for unit in self.outer if unit.name == matrix), None)
         if outside is not None:
-            return 0, 0, *self._saved_bytes(matrix, level, *outside)
-        if state.drop:
-            return 0, 0, 0, 0
+            return _savings(0, 0, *self._saved_bytes(matrix, level, *outside))
         part = self.parts[self._homes[matrix]]
+        if state.drop or level.dense:
+            return _savings()
+        if matrix == part.cache:
+            kind, left = CACHES[level.cache], part.left(state)
+            return _savings(0, 0, 0, 0, *(saved(part, left, kind) for saved in self.in_cache))
         unit = next(unit for unit in part.matrices if unit.name == matrix)
         rows, columns = part.shape(unit, state)
         zeros = level.zeros_left(unit.numel, rows * columns)
         own, in_file = self._saved_bytes(matrix, level, rows, columns)
-        return zeros, own, 0, in_file
+        return _savings(zeros, own, 0, in_file)
 
     def _saved_bytes(self, matrix: str, level: Level, rows: int, columns: int) -> tuple[int, int]:
         """What the type of a matrix (rows, columns) saves, of itself and in the file."""
@@ -293,7 +314,7 @@ class CostModel:
 
     @cached_property
     def _per(self) -> Floats:
-        """What one of each of `SAVINGS` saves (4, C)."""
+        """What one of each of `SAVINGS` saves (savings, C)."""
         return np.array([[getattr(c, name) for c in self.costs.values()] for name in SAVINGS])
 
     @cached_property
@@ -301,7 +322,13 @@ class CostModel:
         """For each sub-layer and matrix the index of its part, outside of the blocks of any."""
         blocks = [part.unit.block for part in self.parts]
         return {unit.name: blocks.index(unit.block) for unit in self.outer} | {
-            unit.name: index
+            name: index
             for index, part in enumerate(self.parts)
-            for unit in (part.unit, *part.matrices)
+            for name in (part.unit.name, part.cache, *(unit.name for unit in part.matrices))
+            if name
         }
+
+
+def _savings(*amounts: int) -> Integers:
+    """As many as there are, the last ones 0."""
+    return np.array([*amounts, *(0,) * (len(SAVINGS) - len(amounts))], dtype=np.int64)

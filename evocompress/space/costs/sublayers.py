@@ -78,6 +78,7 @@ class Part:
         beside: What it takes beside its matrices, but for what heads take.
         runs: How often a forward pass runs it.
         users: The attentions of the blocks that run its shared matrices.
+        cache: The unit of what it caches, if that can be rounded.
 
     Examples:
         >>> from evocompress.testing.examples import space
@@ -104,6 +105,7 @@ class Part:
     beside: Beside = NOTHING
     runs: int = 1
     users: tuple[str, ...] = ()
+    cache: str = ""
 
     def alone_and_shared(self) -> tuple[Part, Part]:
         """It without what later blocks share, and that."""
@@ -232,4 +234,5 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
         or NOTHING,
         runs=architecture.runs[block],
         users=users,
+        cache=next((own.name for own in tree.children[unit.name] if own.kind == "cache"), ""),
     )
