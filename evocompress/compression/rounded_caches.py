@@ -24,6 +24,14 @@ ROUNDING = "cache_rounding"
 """The module that is put into an attention whose cache is rounded."""
 
 
+TURN = 64
+"""llama.cpp multiplies heads by Hadamard matrices before it rounds, values by ones of this size and
+keys by the largest that fit, and what it reads once more, where heads are multiples of it
+(``llama-kv-cache.cpp``, since April 2026; not with ``LLAMA_ATTN_ROT_DISABLE``). Keys whose channels
+its files have in another order, as those of Llama, it rounds in that one: single numbers differ
+from these, their errors are alike."""
+
+
 def rounded_cache(keys: Tensor, values: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Keys and values (B, heads, S, width) as a cache of a type gives them back.
 
@@ -38,7 +46,35 @@ def rounded_cache(keys: Tensor, values: Tensor, name: str) -> tuple[Tensor, Tens
         4
     """
     kind = CACHES[name]
-    return _rounded(keys, kind, -2 if kind.lane == CACHE else -1), _rounded(values, kind, -1)
+    if kind.lane == CACHE:
+        return _rounded(keys, kind, -2), _rounded(values, kind, -1)
+    turns = _hadamard(_largest_turn(keys.shape[-1]), keys), _hadamard(TURN, values)
+    found = (
+        _turned(_rounded(_turned(x, turn), kind, -1), turn)
+        for x, turn in zip((keys, values), turns, strict=True)
+    )
+    return next(found), next(found)
+
+
+def _largest_turn(width: int) -> int:
+    """The largest power of two from 64 on that divides a head's width, else 64."""
+    return max(TURN, width & -width)
+
+
+def _hadamard(size: int, like: Tensor) -> Tensor:
+    """The orthonormal matrix of Sylvester (size, size), which is its own inverse."""
+    found = torch.ones(1, 1, device=like.device)
+    while len(found) < size:
+        found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
+    return found / size**0.5
+
+
+def _turned(values: Tensor, turn: Tensor) -> Tensor:
+    """Values (..., width) times a matrix, part by part; as they are where it does not fit."""
+    if values.shape[-1] % len(turn):
+        return values
+    parts = values.float().unflatten(-1, (-1, len(turn)))
+    return (parts @ turn).flatten(-2).to(values.dtype)
 
 
 def _rounded(values: Tensor, kind: StorageType, dim: int) -> Tensor:
@@ -49,13 +85,8 @@ def _rounded(values: Tensor, kind: StorageType, dim: int) -> Tensor:
     blocks = full.reshape(-1, kind.block, *along.shape[1:]).movedim(1, 0)
     flat = blocks.reshape(kind.block, -1)
     grid = choose_grid(flat, kind, torch.float16, check=False)
-    back = (
-        grid.values(grid.codes(flat))
-        .reshape(blocks.shape)
-        .movedim(0, 1)
-        .reshape(full.shape)[: len(along)]
-    )
-    return back.movedim(0, dim).to(values.dtype)
+    back = grid.values(grid.codes(flat)).reshape(blocks.shape).movedim(0, 1)
+    return back.reshape(full.shape)[: len(along)].movedim(0, dim).to(values.dtype)
 
 
 class _Rounding(torch.autograd.Function):

@@ -19,6 +19,12 @@ SPARSE_NOTE = (
 )
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
+CACHE_NOTE = (
+    "Keys and values were searched as caches of few bits give them back, one of each attention, "
+    "which `evocompress heal` and `evaluate` compute with; a program has to be told, if it can. "
+    "Attentions by type of their cache:"
+)
+
 WIDTH_NOTE = "Heads and channels that are left, where blocks are numbered as in the dense model:"
 
 
@@ -65,7 +71,7 @@ def _what_was_done(candidate: Candidate, parts: Sequence[Part], outer: Sequence[
     text = ["## What was done", *_dropped(levels, parts), *_merged(levels)]
     if any(level.narrow for level in levels.values()):
         text += [WIDTH_NOTE, _width_table(levels, parts)]
-    text += [*_zeros(levels, parts), *_types(levels, parts, outer)]
+    text += [*_zeros(levels, parts), *_types(levels, parts, outer), *_caches(levels)]
     return text if len(text) > 1 else [*text, "Nothing: this is the dense model."]
 
 
@@ -123,6 +129,13 @@ def _zeros(levels: Mapping[str, Level], parts: Sequence[Part]) -> Iterator[str]:
     if zeros:
         share = f"{sum(zeros):,} of their {weights:,} weights ({sum(zeros) / weights:.1%})"
         yield f"{len(zeros)} matrices have zeros: {share}. {SPARSE_NOTE}"
+
+
+def _caches(levels: Mapping[str, Level]) -> Iterator[str]:
+    counts = Counter(level.cache for level in levels.values() if level.cache)
+    if counts:
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        yield f"{CACHE_NOTE} {listed}."
 
 
 def _types(

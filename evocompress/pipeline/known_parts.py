@@ -5,7 +5,7 @@ from __future__ import annotations
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError, ModelError
 from evocompress.models.families import Family
-from evocompress.models.families.caches import check_caches
+from evocompress.models.families.caches import check_key_value_caches
 from evocompress.models.loading import LoadedModel
 from evocompress.space.costs import CACHED, OPERATIONS, TIMED
 
@@ -21,7 +21,7 @@ def check_known_parts(loaded: LoadedModel, space: SpaceConfig) -> None:
     """
     family = loaded.family
     if space.cache is not None:
-        check_caches(family, loaded.model)
+        check_key_value_caches(family, loaded.model)
     if not family.alone:
         return
     cut = next((name for name in ("width", "drop") if getattr(space, name) is not None), None)

@@ -170,13 +170,15 @@ def llama_cpp_compare(
     files: Sequence[Path],
     sequences: Sequence[Sequence[int]],
     *,
+    caches: Sequence[str] = (),
     new_tokens: int = 32,
     repeats: int = 3,
     threads: int = 1,
 ) -> dict[str, Any]:
     """GGUF files against a reference by llama.cpp's own logits.
 
-    The answer is that of `evocompress.testing.llama_cpp_runner.compare_files`.
+    The answer is that of `evocompress.testing.llama_cpp_runner.compare_files`; caches are of
+    float32 where their types are not given.
 
     Raises:
         RunError: llama.cpp does not run one.
@@ -184,6 +186,7 @@ def llama_cpp_compare(
     request = {
         "reference": str(reference),
         "files": [str(path) for path in files],
+        "caches": list(caches) or ["F32"] * len(files),
         "sequences": [list(sequence) for sequence in sequences],
         "new_tokens": new_tokens,
         "repeats": repeats,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "BF16": 30}
+TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF16": 30}
 """ggml's numbers of types; llama-cpp-python has no name for the last one."""
 
 ROWS = 64
@@ -64,13 +64,15 @@ def quantize(request: dict[str, Any]) -> str:
 def compare_files(request: dict[str, Any]) -> dict[str, Any]:
     """Compares files with a reference by their logits, and times them in turns.
 
-    The request: ``reference`` and ``files``; ``sequences``, lists of token ids; ``new_tokens``,
-    ``repeats`` and ``threads`` of the timing. The answer: for each file, and first for the
+    The request: ``reference`` and ``files``; ``caches``, for each of these a type of keys and
+    values, of `TYPES`; ``sequences``, lists of token ids; ``new_tokens``, ``repeats`` and
+    ``threads`` of the timing. The answer: for each file, and first for the
     reference, ``kl`` of each sequence, the mean over its positions but the last, and the seconds of
     each repeat of a ``prefill`` of the first sequence and of the ``generation`` of new tokens.
     """
     paths = [request["reference"], *request["files"]]
-    engines = [_engine(path, request) for path in paths]
+    caches = ["F32", *request["caches"]]
+    engines = [_engine(*each, request) for each in zip(paths, caches, strict=True)]
     found: list[dict[str, Any]] = [{"kl": [], "prefill": [], "generation": []} for _ in paths]
     for sequence in request["sequences"]:
         reference = _logits(engines[0], sequence)
@@ -84,8 +86,8 @@ def compare_files(request: dict[str, Any]) -> dict[str, Any]:
     return {"version": version("llama-cpp-python"), "files": found}
 
 
-def _engine(path: str, request: dict[str, Any]) -> Any:
-    """A file's model with float32 activations between matrices, and such caches."""
+def _engine(path: str, cache: str, request: dict[str, Any]) -> Any:
+    """A file's model with float32 activations between matrices, and a type of caches."""
     from llama_cpp import Llama
 
     return Llama(
@@ -93,9 +95,9 @@ def _engine(path: str, request: dict[str, Any]) -> Any:
         n_ctx=max(request["new_tokens"], *map(len, request["sequences"])) + 8,
         n_threads=request["threads"],
         n_threads_batch=request["threads"],
-        type_k=0,
-        type_v=0,
-        flash_attn=False,
+        type_k=TYPES[cache],
+        type_v=TYPES[cache],
+        flash_attn=cache != "F32",
         logits_all=True,
         verbose=False,
     )

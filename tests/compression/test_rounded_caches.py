@@ -12,7 +12,7 @@ from evocompress.core.storage import CACHE, CACHES
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Subject
-from evocompress.models.families.caches import check_caches
+from evocompress.models.families.caches import check_key_value_caches
 from evocompress.testing.tiny import DECODERS, tiny_loaded
 
 SIGNED = {"q8_0": 127, "q5_0": -16, "q4_0": -8}
@@ -160,13 +160,13 @@ def test_what_is_no_cache_of_keys_and_values_is_refused():
     for kind, why in (("bert", "does not tell the next token"), ("resnet", "next token")):
         loaded = tiny_loaded(kind)
         with pytest.raises(ModelError, match=f"space.cache: .*{why}"):
-            check_caches(loaded.family, loaded.model)
+            check_key_value_caches(loaded.family, loaded.model)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_every_decoder_has_caches(kind):
     loaded = tiny_loaded(kind)
-    check_caches(loaded.family, loaded.model)
+    check_key_value_caches(loaded.family, loaded.model)
     with LiveModel(loaded) as live:
         units = [unit for unit in live.tree if unit.kind == "cache"]
         live.apply(Candidate(tuple((unit.name, Level(cache="kv2")) for unit in units)))

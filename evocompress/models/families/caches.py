@@ -62,7 +62,7 @@ def cache_units(family: Family, model: PreTrainedModel, units: Iterable[Unit]) -
     ]
 
 
-def check_caches(family: Family, model: PreTrainedModel) -> None:
+def check_key_value_caches(family: Family, model: PreTrainedModel) -> None:
     """Refuse to round the caches of a model that does not keep keys and values as such.
 
     Raises:

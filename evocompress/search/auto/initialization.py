@@ -74,7 +74,9 @@ class Starts:
         smooth = bool(genes.matrices.size or genes.widths.size)
         if genes.droppable.size:
             named |= yield from self._least_influence(alone=not smooth)
-            if smooth:
+            if self._space.bounds_bytes:
+                named |= yield from self._effects_and_estimates()
+            elif smooth:
                 named |= yield from self._measured_effects()
             elif self._removal:
                 named |= yield from self._removed()
@@ -115,49 +117,51 @@ class Starts:
 
     def _measured_effects(self) -> AskTell[Named]:
         """The best sum of single changes, measured in rounds (`sensitivity`)."""
-        client = self._client
-        tries = 1 + len(changes(self._space, self._space.encoding.default, _TRIED_LEVELS))
-        once = self._space.bounds_bytes
-        most = 1 if once else EFFECT_ROUNDS
-        rounds, micro_batches = client.budget.effects(client.shuffled(), tries, most)
+        rounds, probe = self._effects(EFFECT_ROUNDS)
         if not rounds:
             return {}
+        genome = yield from approach(self._space, probe, rounds=rounds, per_gene=_TRIED_LEVELS)
+        return {"measured effects": self._made_feasible(genome)}
+
+    def _effects(self, most: int) -> tuple[int, Probe]:
+        """In how many rounds single changes can be measured, at `most`, and how that is done."""
+        client = self._client
+        tries = 1 + len(changes(self._space, self._space.encoding.default, _TRIED_LEVELS))
+        rounds, micro_batches = client.budget.effects(client.shuffled(), tries, most)
         client.doing = (
             f"measured start: {tries - 1} single changes, {rounds} times on "
             f"{client.tokens(micro_batches)}"
         )
+        return rounds, partial(self._measured, lambda: micro_batches)
 
-        probe = partial(self._measured, lambda: micro_batches)
-        if once:
-            return (yield from self._effects_and_estimates(probe))
-        genome = yield from approach(self._space, probe, rounds=rounds, per_gene=_TRIED_LEVELS)
-        return {"measured effects": self._made_feasible(genome)}
+    def _effects_and_estimates(self) -> AskTell[Named]:
+        """The least sum of estimates of types, with and without measured widths and drops.
 
-    def _effects_and_estimates(self, probe: Probe) -> AskTell[Named]:
-        """The least sum of measured effects of widths and drops, and estimates of types.
-
-        The budget may be met by types alone, so it is not approached by widths and drops.
+        The budget may be met by types alone, so it is not approached by widths and drops. Where
+        there are too few tokens to measure these, the search begins without them.
         """
-        client, space = self._client, self._space
-        start = space.encoding.default
-        measured = yield from sensitivities(space, start, probe, _TRIED_LEVELS)
-        if measured is None:
-            return {}
-        effects = best_sum(space, start, measured, np.ones(len(space.budget)))
-        named = {"measured effects": self._made_feasible(effects)}
+        client, space, named = self._client, self._space, Named()
         micro_batches = client.next(client.budget.start(client.estimated, 3))
         if not micro_batches:
             return named
-        doing = "second-order start: an estimate"
+        doing = "second-order start: an estimate of types"
         estimation = yield from client.estimate(doing, "curvature", micro_batches, 3)
         if estimation.failed is not None:
             return named
-        harms = expansion(space, estimation).harms()
-        for gene, (levels, _, effect) in effect_curves(space, start, measured).items():
-            harms[gene] = np.full(len(harms[gene]), np.inf)
-            harms[gene][levels] = effect
-        best = knapsack(space, harms, sampling.uniform(space))
-        return named if best is None else named | {"effects and estimates": best}
+        start, harms = space.encoding.default, expansion(space, estimation).harms()
+        for gene in np.setdiff1d(np.arange(len(start)), space.encoding.matrices).tolist():
+            harms[gene] = np.where(np.arange(len(harms[gene])) == start[gene], 0.0, np.inf)
+        picks = {"estimates of types": knapsack(space, harms, start)}
+        rounds, probe = self._effects(1)
+        measured = (
+            (yield from sensitivities(space, start, probe, _TRIED_LEVELS)) if rounds else None
+        )
+        if measured is not None:
+            for gene, (levels, _, effect) in effect_curves(space, start, measured).items():
+                harms[gene] = np.full(len(harms[gene]), np.inf)
+                harms[gene][levels] = effect
+            picks["effects and estimates"] = knapsack(space, harms, sampling.uniform(space))
+        return {name: genome for name, genome in picks.items() if genome is not None}
 
     def _least_fluctuation(self) -> AskTell[Named]:
         """FLAP's ranking of all heads and channels (`evocompress.search.allocation.flap`)."""
