@@ -66,15 +66,15 @@ def _hadamard(size: int, like: Tensor) -> Tensor:
     found = torch.ones(1, 1, device=like.device)
     while len(found) < size:
         found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
-    return found / size**0.5
+    return found.div(size**0.5)
 
 
 def _turned(values: Tensor, turn: Tensor) -> Tensor:
     """Values (..., width) times a matrix, part by part; as they are where it does not fit."""
     if values.shape[-1] % len(turn):
         return values
-    parts = values.float().unflatten(-1, (-1, len(turn)))
-    return (parts @ turn).flatten(-2).to(values.dtype)
+    turned = values.float().reshape(-1, len(turn)) @ turn
+    return turned.reshape(values.shape).to(values.dtype)
 
 
 def _rounded(values: Tensor, kind: StorageType, dim: int) -> Tensor:

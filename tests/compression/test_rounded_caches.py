@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import hadamard
 from transformers import DynamicCache
 
 from evocompress.compression.live_model import LiveModel
@@ -76,12 +77,27 @@ def ids_of(length=40):
 @pytest.mark.parametrize("name", CACHES)
 def test_rounding_equals_the_plain_one(name):
     generator = torch.Generator().manual_seed(0)
-    keys, values = (torch.randn(2, 2, 45, 64, generator=generator) for _ in range(2))
+    keys, values = (torch.randn(2, 2, 45, 96, generator=generator) for _ in range(2))
     found = rounded_cache(keys, values, name)
     expected = plain(keys, name, along_tokens=CACHES[name].lane == CACHE)
     torch.testing.assert_close(found[0].double(), expected, rtol=1e-5, atol=1e-5)
     expected = plain(values, name, along_tokens=False)
     torch.testing.assert_close(found[1].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "sizes"), [(64, (64, 64)), (128, (128, 64)), (192, (64, 64))])
+def test_llama_cpp_s_heads_are_turned_before_and_behind(width, sizes):
+    generator = torch.Generator().manual_seed(0)
+    pair = [torch.randn(1, 2, 5, width, generator=generator) for _ in range(2)]
+    for tensor, found, size in zip(pair, rounded_cache(*pair, "q4_0"), sizes, strict=True):
+        turn = torch.from_numpy(hadamard(size) / size**0.5)
+        parts = tensor.double().view(1, 2, 5, -1, size) @ turn
+        rounded = plain(parts.view(tensor.shape).float(), "q4_0", along_tokens=False)
+        expected = (rounded.view(1, 2, 5, -1, size) @ turn).view(tensor.shape)
+        # A number half-way between two values may go to either.
+        close = torch.isclose(found.double(), expected, rtol=1e-4, atol=1e-4)
+        assert close.float().mean() > 0.9
+        assert float((found - expected).square().mean()) < 1e-3
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "gemma3_text", "phi3", "mixtral"])

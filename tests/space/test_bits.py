@@ -291,7 +291,7 @@ def test_the_experts_that_stay_are_those_of_the_coarsest_types():
         (
             {"bits": {"types": ["q4_0"]}, "drop": {"units": ["block"], "merge": True}},
             ConfigError,
-            "merged blocks can be neither narrowed nor given zeros nor stored coarser",
+            "merged blocks can be neither narrowed nor given zeros nor stored or cached coarser",
         ),
         (
             {"drop": {}, "budget": {"bits_per_weight": 4}},

@@ -107,7 +107,7 @@ def test_protected_blocks_and_sublayers_have_no_gene():
 @pytest.mark.parametrize(
     ("config", "error", "message"),
     [
-        ({}, ConfigError, "give 'sparsity', 'width', 'drop', 'bits' or several"),
+        ({}, ConfigError, "give 'sparsity', 'width', 'drop', 'bits', 'cache' or"),
         (
             {"sparsity": {"target": 0.5, "match": ["*.fc1"]}},
             ConfigError,

@@ -15,7 +15,6 @@ from evocompress.search.auto.evaluation_client import EvaluationClient
 from evocompress.search.auto.predictor import Predictor
 from evocompress.search.auto.sensitivity import (
     approach,
-    best_sum,
     changes,
     effect_curves,
     sensitivities,
