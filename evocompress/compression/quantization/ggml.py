@@ -54,10 +54,17 @@ def quantized(weight: Tensor, kind: StorageType, importance: Tensor | None = Non
         (out, bytes of a row), uint8.
 
     Raises:
-        LibraryError: The type needs ggml, which is not installed.
+        LibraryError: The type needs ggml, which is not installed, or there are numbers that are
+            not finite, with which ggml ends the process.
     """
     values = np.ascontiguousarray(weight.detach().float().cpu().numpy())
     check_makeable(kind)
+    finite = np.isfinite(values).all() and (importance is None or importance.isfinite().all())
+    if not bool(finite):
+        raise LibraryError(
+            f"weights, or mean squares of inputs, are not finite, of which type {kind.name} cannot "
+            "be made: load the model in bfloat16 or float32, or mend the checkpoint"
+        )
     ggml = _ggml()
     if ggml is not None and kind.name not in HALVES:
         return torch.from_numpy(_by_ggml(ggml, values, kind, importance))

@@ -22,6 +22,7 @@ from evocompress.compression.quantization.gptq import (
     gptq,
     round_to_nearest,
 )
+from evocompress.compression.quantization.grids import divisor
 from evocompress.core.storage import GROUPS, WORD, StorageType
 
 ROWS = 64
@@ -116,7 +117,8 @@ def _group_parts(rounded: Rounded, kind: StorageType, stored: torch.dtype) -> di
     packed = _as_bytes(codes) if kind.rounds_inputs else in_words(codes, kind.bits)
     parts = {"packed": packed, "scale": scales}
     if kind.ranges == "zero point":
-        zeros = (-rounded.minima / rounded.scales).round().to(torch.uint8)
+        # A scale that was trained may have become 0, whose weights are 0 with any zero point.
+        zeros = (-rounded.minima / divisor(rounded.scales)).round().to(torch.uint8)
         parts["zero_point"] = in_words(zeros.T, kind.bits).T.contiguous()
     return {part: tensor.cpu() for part, tensor in parts.items()}
 

@@ -190,3 +190,12 @@ def test_only_what_is_needed_is_observed():
     assert needs("gptq", ["w4g32"], "wanda") == {"gram"}
     assert needs("nearest", ["w4g32"], "wanda") == {"squares"}
     assert needs("gptq", []) == frozenset()
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "nearest"])
+@pytest.mark.parametrize("names", [TYPES, GROUPED, ("mxfp4",)], ids=str)
+def test_weights_that_are_not_finite_are_named(names, rounding, tmp_path):
+    setting = Setting(rounding=rounding)
+    setting.loaded.model.get_parameter(f"{UP}.weight").data[3, 5] = float("nan")
+    with pytest.raises(LibraryError, match=f"{UP} has weights that are not finite"):
+        setting.build(tmp_path / "library", wanted=typed(setting, names))

@@ -5,17 +5,21 @@ import torch
 
 from evocompress.compression.criteria import Statistics
 from evocompress.compression.quantization import ggml
-from evocompress.compression.quantization.gptq import RoundingTask
+from evocompress.compression.quantization.gptq import Rounded, RoundingTask
 from evocompress.compression.quantization.quantized import (
+    QuantizedMatrix,
     in_words,
     needs_of,
     part_specs,
     quantize_all,
+    read_back,
 )
+from evocompress.core.errors import LibraryError
 from evocompress.core.storage import GGUF, GROUPS, STORAGE
 
 GROUPED = [kind for kind in STORAGE.values() if kind.lane == GROUPS]
 LLAMA = [STORAGE[name] for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4", "f16")]
+MADE = [*GROUPED, *LLAMA]
 
 
 def known(columns=256):
@@ -83,6 +87,45 @@ def test_zeros_stay_zero():
             task = RoundingTask(sparse, kind, mask)
             (found,) = quantize_all([task], known(), rounding, torch.float32)
             assert not found.weight[mask].any(), kind.name
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "nearest"])
+def test_a_matrix_of_zeros_is_one_in_every_type(rounding):
+    """Of codebooks as well, and rows of zeros between others."""
+    some = matrix(8)
+    some[3] = 0
+    for kind in (kind for kind in STORAGE.values() if ggml.makes_all_types() or kind in MADE):
+        for weight in (torch.zeros(8, 256), some):
+            task = RoundingTask(weight, kind)
+            (found,) = quantize_all([task], known(), rounding, torch.bfloat16)
+            assert torch.equal(read_back(found.parts, kind, 256), found.weight), kind.name
+            assert not found.weight[~weight.any(1)].any(), kind.name
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "nearest"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused_in_every_type(rounding, bad):
+    """ggml would end the process, of some types."""
+    weight = matrix(8)
+    weight[3, 70] = bad
+    for kind in STORAGE.values():
+        if ggml.makes_all_types() or kind in MADE:
+            with pytest.raises(LibraryError, match="not finite"):
+                quantize_all([RoundingTask(weight, kind)], known(), rounding, torch.bfloat16)
+    squares = torch.ones(256)
+    squares[7] = bad
+    with pytest.raises(LibraryError, match="mean squares of inputs, are not finite"):
+        ggml.quantized(matrix(8), STORAGE["q4_0"], squares)
+
+
+def test_a_scale_of_zero_has_a_zero_point():
+    """As training may make it; the weights are zero whatever the integers are."""
+    kind, codes = STORAGE["w4g32z"], torch.arange(64, dtype=torch.uint8).view(1, 64) % 16
+    scales = torch.tensor([[0.0, 0.5]])
+    rounded = Rounded(codes, scales, -scales * 3)
+    parts = QuantizedMatrix(rounded.weight, kind, torch.float32, rounded).parts
+    assert unpacked(parts["zero_point"].T, 4, 1).T.tolist() == [[0, 3]]
+    assert torch.equal(read_back(parts, kind, 64), rounded.weight)
 
 
 def test_words_hold_every_integer():
