@@ -219,7 +219,7 @@ class _Healing:
         weights = self.typed.through_rounding(self.student, learnt)
         if weights:
             self.recipe |= {"integers and scales": checksum_of(self.source / PARTS_FILE)}
-        zeros = prepare_training(self.student, dense.family, config, levels)
+        zeros = prepare_training(self.student, dense.family, config, levels, learnt)
         return Masters(self.student, zeros, config, Through(self.typed, weights))
 
     def _layers(self, dense: LoadedModel, teacher: LoadedModel) -> LayerLoss:

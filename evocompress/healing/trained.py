@@ -43,6 +43,7 @@ def prepare_training(
     family: Family,
     config: HealConfig,
     typed: Mapping[str, Level] | None = None,
+    learnt: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Lets what the configuration says have gradients, with adapters and recomputing if it says so.
 
@@ -50,8 +51,8 @@ def prepare_training(
         model: The student.
         family: Its family.
         config: The recipe.
-        typed: The levels of parameters that have a coarser type, by name. They are not trained, but
-            for those of `through_rounding`.
+        typed: The levels of parameters that have a coarser type, by name. They are not trained.
+        learnt: Which of them are all the same, through their rounding (`through_rounding`).
 
     Returns:
         Where parameters stay zero, by their present names.
@@ -61,7 +62,6 @@ def prepare_training(
     """
     check_packages(config)
     typed = typed or {}
-    learnt = through_rounding(model, family, config, typed)
     if _asks_for_rounding(config) and not learnt:
         LOG.warning(
             "heal: nothing has a type with equal steps here, to be trained through rounding"
@@ -77,7 +77,7 @@ def prepare_training(
     for name in learnt:
         model.get_parameter(name).requires_grad_(True)
     if typed:
-        _freeze(model, typed.keys() - learnt.keys(), config.train)
+        _freeze(model, typed.keys() - {*learnt}, config.train)
     if LORA in config.train:
         add_adapters(model, family, zeros, config.lora_rank, config.seed)
     if config.checkpointing:
