@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from evocompress.compression.criteria import STRUCTURED
 from evocompress.compression.library import check_library
+from evocompress.compression.library.order import methods_named
 from evocompress.compression.quantization.ggml import check_makeable
 from evocompress.core.errors import ConfigError
 from evocompress.core.storage import GGUF
@@ -58,6 +59,8 @@ def check_settings(context: RunContext, *, search: bool = True) -> None:
         length = tokens or config.calibration.length
         heal = sized_healing(context.config, context.loaded)
         check_short_healing(config.search.heal_last, heal, length, objectives)
+        if context.settings.needs_output_errors:
+            _check_output_errors(context)
     _check_next_token(context, search)
     check_packages(context.config.heal)
     _check_types(context)
@@ -77,6 +80,36 @@ def _check_next_token(context: RunContext, search: bool) -> None:
         )
     if context.config.space.width and "gradients" in STRUCTURED[name].needs:
         require_next_token(context.loaded, f"library.width_criterion={name}")
+
+
+def _check_output_errors(context: RunContext) -> None:
+    """Refuses a library without the output errors that the search goes by.
+
+    They are measured by the inner products of the inputs, where something reads these.
+    """
+    space, library = context.config.space, context.config.library
+    bits = space.bits
+    methods = methods_named(
+        library.criterion if space.sparsity else None,
+        library.width_criterion if space.width else None,
+        library.reconstruct,
+        library.rounding,
+        [kind.name for kind in bits.coarser] if bits else [],
+    )
+    without = []
+    if (bits or space.sparsity) and "gram" not in methods.matrix_needs:
+        without += [f"library.criterion={library.criterion}"] if space.sparsity else []
+        types = ", ".join(kind.name for kind in bits.coarser) if bits else ""
+        without += [f"library.rounding={library.rounding} to {types}"] if bits else []
+    if space.width and "gram" not in methods.width_needs:
+        without.append(f"library.width_criterion={library.width_criterion}")
+    if without:
+        raise ConfigError(
+            f"search.name={context.config.search.name} goes by output errors, which the library "
+            f"has where inner products of inputs are read; {' and '.join(without)} reads none: "
+            "choose criterion sparsegpt, width_criterion obs_structured, rounding gptq with types "
+            "of equal steps (as q4_0 or w4g64), or another search"
+        )
 
 
 def _check_types(context: RunContext) -> None:

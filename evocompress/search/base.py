@@ -37,6 +37,11 @@ class SearcherSettings(Strict):
         """Whether something rests on the loss of the next token, which only decoders have."""
         return bool(self.recipes)
 
+    @property
+    def needs_output_errors(self) -> bool:
+        """Whether it reads the output errors that the level library may have."""
+        return False
+
     def tokens_of_comparison(self, pool: Pool) -> int | None:
         """On how many tokens candidates are compared; ``None``: the whole pool.
 

@@ -20,6 +20,7 @@ from evocompress.core.files import make_folder
 from evocompress.export import PROGRAMS, choose_for, programs, read_record
 from evocompress.export.folder import whole_folder
 from evocompress.pipeline import context
+from evocompress.pipeline.checks import check_settings
 from evocompress.pipeline.planning.forewarning import chosen_form
 from evocompress.pipeline.planning.plan import context_of
 from evocompress.pipeline.resolve import check_names, costs_named
@@ -271,3 +272,31 @@ def test_an_old_program_and_a_foreign_format_are_refused_before_loading(run_file
 def test_costs_are_read_of_settings_that_can_name_some(value, named):
     assert costs_named({"range": value}, "range") == named
     assert costs_named({}, "range") == ()
+
+
+TYPED = '{"bits": {"types": ["w4g32", "w3g32"]}, "budget": {"bits_per_weight": 4}}'
+PACKED = TYPED.replace("w4g32", "q8_0").replace("w3g32", "q4_0").replace("4}", "6}")
+SPARSE = '{"sparsity": {"target": 0.5}}'
+NARROW = '{"width": {"multiple_of": 8}, "budget": {"body_params": 0.7}}'
+
+
+@pytest.mark.parametrize(
+    ("space", "setting", "message"),
+    [
+        (TYPED, "rounding=nearest", "library.rounding=nearest to w4g32, w3g32 reads none: .*gptq"),
+        (PACKED, "rounding=nearest", "library.rounding=nearest to q8_0, q4_0 reads none"),
+        (SPARSE, "criterion=magnitude", "library.criterion=magnitude reads none: .*sparsegpt"),
+        (NARROW, "width_criterion=magnitude", "library.width_criterion=magnitude reads none"),
+    ],
+)
+def test_a_library_without_output_errors_is_refused_where_they_decide(
+    run_file, space, setting, message
+):
+    def check(name, *more):
+        changes = [f"space={space}", f"search={{name: {name}}}", *more]
+        check_settings(context_of(load_config(run_file, changes), tiny_loaded("llama")))
+
+    with pytest.raises(ConfigError, match=f"search.name=evopress_dp goes by .*{message}"):
+        check("evopress_dp", f"library.{setting}")
+    check("evopress_dp")
+    check("uniform", f"library.{setting}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.requests import Estimate
 from evocompress.core.types import Candidate
 from evocompress.search.allocation.knapsack import Harms, knapsack
-from evocompress.search.base import CandidateSettings, SearcherSettings
+from evocompress.search.base import CandidateSettings
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, estimated
 from evocompress.space.space import SearchSpace
 
@@ -33,7 +32,13 @@ class EvoPressDP(GeneratorSearcher):
         '3.mlp': 'channels=20'}
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = CandidateSettings
+    class Settings(CandidateSettings):
+        """Settings of `EvoPressDP`."""
+
+        @property
+        def needs_output_errors(self) -> bool:
+            """They are all that it goes by."""
+            return True
 
     def check(self) -> None:
         """Refuses a space in which units can only be dropped."""
