@@ -54,7 +54,7 @@ class InputRounding:
         >>> linear = nn.Linear(2, 1, bias=False)
         >>> linear.weight.data = torch.ones(1, 2)
         >>> hook = linear.register_forward_pre_hook(InputRounding())
-        >>> float(linear(torch.tensor([127.5, 3.2])))
+        >>> linear(torch.tensor([127.5, 3.2])).item()
         130.0
     """
 
