@@ -59,10 +59,18 @@ class SearchSpace:
 
     @cached_property
     def bounds_bytes(self) -> bool:
-        """Whether there is a budget, and each of its costs depends on these types."""
+        """Whether there is a budget, and types that units may have save some of each of its costs.
+
+        Types of weights do not save what is cached, nor those of caches bytes of weights.
+        """
         costs = [self.cost_model.costs[name] for name in self.budget]
-        saved = ("per_byte", "per_file_byte", "per_cached_byte", "per_served_byte")
-        return bool(costs) and all(any(getattr(c, name) for name in saved) for c in costs)
+        every = [level for levels in self.levels for level in levels]
+        bits, cache = any(level.bits for level in every), any(level.cache for level in every)
+        return bool(costs) and all(
+            (bits and (cost.per_byte or cost.per_file_byte))
+            or (cache and (cost.per_cached_byte or cost.per_served_byte))
+            for cost in costs
+        )
 
     def candidate(self, genome: Genome) -> Candidate:
         """The canonical candidate of a genome (U,)."""

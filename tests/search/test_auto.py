@@ -99,6 +99,17 @@ class TestExpansion:
         np.testing.assert_allclose(joined.harms()[0], [0.0, (2.0 + 8.0) / 2])
 
 
+def test_drops_begin_alike_whether_parameters_or_bytes_are_bounded():
+    kinds = []
+    for name in ("body_params", "weight_bytes"):
+        space = space_of(8, drop={}, budget={name: 0.9})
+        _, steps = searched(space, Separable.of(space))
+        kinds.append(
+            [request.kind for ask, _ in steps for request in ask if hasattr(request, "kind")]
+        )
+    assert kinds[0] == kinds[1] and "curvature" not in kinds[0]
+
+
 def test_monotone_harms_are_the_closest_that_never_fall():
     [found] = isotonic([np.array([0.0, 3.0, 1.0, 2.0, 5.0])])
     np.testing.assert_allclose(found, [0.0, 2.0, 2.0, 2.0, 5.0])

@@ -127,3 +127,28 @@ def test_what_no_program_has_is_refused(config, message):
 def test_heads_that_no_block_fits_are_refused():
     with pytest.raises(ConfigError, match=r"'kv4' has blocks of 32 values, .* of 16, cannot be"):
         spaced("llama", hidden=64, cache={"types": ["kv4"]})
+
+
+@pytest.mark.parametrize(
+    ("config", "bounded"),
+    [
+        ({"drop": {}, "budget": {"weight_bytes": 0.7}}, False),
+        ({"drop": {}, "budget": {"kv_bytes": 0.9}}, False),
+        ({"bits": {"types": ["dense", "w4g32"]}, "drop": {}, "budget": {"kv_bytes": 0.9}}, False),
+        (
+            {"cache": {"types": ["dense", "kv4"]}, "drop": {}, "budget": {"weight_bytes": 0.7}},
+            False,
+        ),
+        ({"cache": {"types": ["dense", "kv4"]}, "drop": {}, "budget": {"kv_bytes": 0.7}}, True),
+        (
+            {
+                "bits": {"types": ["dense", "w4g32"]},
+                "cache": {"types": ["dense", "kv4"]},
+                "budget": {"kv_bytes": 0.7, "weight_bytes": 0.7},
+            },
+            True,
+        ),
+    ],
+)
+def test_only_types_of_what_is_bounded_can_meet_a_budget(config, bounded):
+    assert spaced(**config).bounds_bytes is bounded
