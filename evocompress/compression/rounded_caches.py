@@ -105,7 +105,8 @@ class _Rounding(torch.autograd.Function):
         now: str,
         names: Sequence[str],
     ) -> tuple[Tensor, Tensor]:
-        context.save_for_backward(keys, values)
+        if names:
+            context.save_for_backward(keys, values)
         context.names = names
         return rounded_cache(keys, values, now) if now else (keys.clone(), values.clone())
 
@@ -183,7 +184,8 @@ def round_cache(
     Returns:
         What is to be removed, beside the module, to undo it.
     """
-    rounding = CacheRounding(now, names)
+    # Autograd refuses a gradient that is on another device than what it is of.
+    rounding = CacheRounding(now, names).to(next(module.parameters()).device)
     module.add_module(ROUNDING, rounding)
     place = list(inspect.signature(module.forward).parameters).index(ARGUMENT)
 

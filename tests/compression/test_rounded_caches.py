@@ -1,5 +1,7 @@
 """Rounded caches against a plain reference, which transformers is given as its cache."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from scipy.linalg import hadamard
 from transformers import DynamicCache
 
 from evocompress.compression.live_model import LiveModel
-from evocompress.compression.rounded_caches import rounded_cache
+from evocompress.compression.rounded_caches import round_cache, rounded_cache
 from evocompress.core.errors import ModelError
 from evocompress.core.storage import CACHE, CACHES
 from evocompress.core.types import DROP, Candidate, Level
@@ -156,6 +158,12 @@ def test_products_are_derivatives_along_the_change():
                 ends = (divergence(layer, level.cache, sign * step) for sign in (1, -1))
                 expected = (next(ends) - next(ends)) / (2 * step)
                 assert value == pytest.approx(expected, rel=2e-2, abs=1e-5), (layer, level)
+
+
+def test_what_tells_of_types_is_where_the_attention_is():
+    attention = copy.deepcopy(tiny_loaded("llama").model.model.layers[0].self_attn).to("meta")
+    round_cache(attention, "unit", "", ("kv4",))
+    assert attention.cache_rounding.places.device.type == "meta"
 
 
 def test_an_attention_that_keeps_its_keys_to_itself_is_not_taken_for_rounded():
