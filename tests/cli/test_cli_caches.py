@@ -111,7 +111,7 @@ def test_llama_cpp_is_told_the_type_of_all_caches(home):
         api.search(run_of(home, "other", {**TORCH, "bits": None, "fits": "gguf"}))
 
 
-def test_what_has_no_cache_is_refused_before_the_model_is_loaded(home):
+def test_an_encoder_is_refused_which_caches_nothing(home):
     tiny_checkpoint(home / "bert", "bert")
     space = {"cache": {"types": ["kv4"]}, "budget": {"params": 0.9}}
     model, proxy = {"source": str(home / "bert")}, {"kind": "embedding"}
