@@ -24,7 +24,8 @@ def uniform(space: SearchSpace) -> Genome:
     together: each has its widest level that keeps at most a fraction of its weights, the same
     fraction for all. Where two neighbouring types or fractions lie on both sides of the budget,
     some have the finer type or the wider level, as many as fit, at even distances over the depth;
-    and where a bound is about one kind of sub-layer only, the other kind is widened again. Where
+    and where a bound is about one kind of sub-layer only, the other kind is widened again, as
+    caches are refined where none is about them, or matrices where all are about caches. Where
     the narrowest widths are not enough, or there are none, the same number of units of each
     droppable kind is removed, at even distances. Where removing all of them is not enough, all
     matrices are raised together, level by level.
@@ -39,7 +40,7 @@ def uniform(space: SearchSpace) -> Genome:
     tries += _emptied(space.encoding, tries[-1])
     genomes = np.concatenate([space.deactivate(np.stack(tries)), minimal_genomes(space)])
     even: Genome = genomes[int(np.argmax(space.feasible(genomes)))]
-    return _widened(space, even, shares)
+    return _refined(space, _widened(space, even, shares))
 
 
 def ladder(space: SearchSpace, count: int) -> list[Genome]:
@@ -120,6 +121,19 @@ def _widened(space: SearchSpace, genome: Genome, shares: Shares) -> Genome:
         wide = [np.minimum(genome, _narrowed(genome, mine, f)) for f in (1.0, *_fractions(mine))]
         tries = np.stack([*wide, genome])
         genome = tries[int(np.argmax(space.feasible(tries)))]
+    return genome
+
+
+def _refined(space: SearchSpace, genome: Genome) -> Genome:
+    """The feasible genome with caches, or matrices, as they were at first where that fits."""
+    genes = space.encoding
+    caches = np.array([unit.kind == "cache" for unit in genes.units])
+    for own in (np.flatnonzero(caches), genes.matrices[~caches[genes.matrices]]):
+        finer = genome.copy()
+        finer[own] = genes.default[own]
+        finer = space.deactivate(finer[None])[0]
+        if caches.any() and space.feasible(finer[None])[0]:
+            genome = finer
     return genome
 
 

@@ -152,3 +152,11 @@ def test_heads_that_no_block_fits_are_refused():
 )
 def test_only_types_of_what_is_bounded_can_meet_a_budget(config, bounded):
     assert spaced(**config).bounds_bytes is bounded
+
+
+@pytest.mark.parametrize(("bound", "changed"), [("weight_bytes", "bits"), ("kv_bytes", "cache")])
+def test_even_types_are_coarse_of_what_is_bounded_alone(bound, changed):
+    types = {"bits": {"types": ["dense", "w4g32"]}, "cache": {"types": ["dense", "kv4"]}}
+    space = spaced(**types, budget={bound: 0.8})
+    even = space.candidate(sampling.uniform(space))
+    assert {next(iter(level.to_json())) for level in even.by_name.values()} == {changed}
