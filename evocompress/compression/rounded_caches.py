@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from evocompress.compression.quantization.grids import choose_grid
 from evocompress.core.errors import ModelError
 from evocompress.core.storage import CACHE, CACHES, StorageType
-from evocompress.models.families.caches import ARGUMENT
+from evocompress.models.families.caches import cache_argument
 
 ROUNDING = "cache_rounding"
 """The module that is put into an attention whose cache is rounded."""
@@ -164,6 +164,10 @@ class _Cache:
             keys, values = self._own.update(keys, values, *rest, **named)
         return self._rounding(keys, values)
 
+    def get_seq_length(self, *given: Any) -> int:
+        """Tokens that it holds, as MPT asks."""
+        return 0 if self._own is None else int(self._own.get_seq_length(*given))
+
     def __getattr__(self, name: str) -> Any:
         if self._own is None:
             raise ModelError(f"an attention asks its cache for '{name}', and it has none")
@@ -187,14 +191,16 @@ def round_cache(
     # Autograd refuses a gradient that is on another device than what it is of.
     rounding = CacheRounding(now, names).to(next(module.parameters()).device)
     module.add_module(ROUNDING, rounding)
-    place = list(inspect.signature(module.forward).parameters).index(ARGUMENT)
+    argument = cache_argument(module)
+    assert argument is not None
+    place = list(inspect.signature(module.forward).parameters).index(argument)
 
     def given(_: nn.Module, args: Any, kwargs: Any) -> Any:
         rounding.used = False
         if len(args) > place:
             cache = _Cache(args[place], rounding)
             return (*args[:place], cache, *args[place + 1 :]), kwargs
-        return args, kwargs | {ARGUMENT: _Cache(kwargs.get(ARGUMENT), rounding)}
+        return args, kwargs | {argument: _Cache(kwargs.get(argument), rounding)}
 
     def check(*_: Any) -> None:
         if not rounding.used:

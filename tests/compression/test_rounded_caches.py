@@ -16,6 +16,7 @@ from evocompress.core.types import DROP, Candidate, Level
 from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Subject
 from evocompress.models.families.caches import check_key_value_caches
+from evocompress.testing.derived import typical_config, typical_loaded
 from evocompress.testing.tiny import DECODERS, tiny_loaded
 
 SIGNED = {"q8_0": 127, "q5_0": -16, "q4_0": -8}
@@ -55,8 +56,8 @@ def plain(tensor, name, *, along_tokens):
 class Reference(DynamicCache):
     """A cache of transformers that gives back a mix of what it is given and that, rounded."""
 
-    def __init__(self, types, share=1.0):
-        super().__init__()
+    def __init__(self, types, share=1.0, config=None):
+        super().__init__(config=config)
         self.types, self.share = types, share
 
     def update(self, keys, values, layer, *rest, **named):
@@ -118,6 +119,22 @@ def test_the_live_model_computes_with_what_a_cache_gives_back(kind, name):
     assert float((found - dense).abs().max()) > 0.05
     assert not any("rounding" in name for name, _ in loaded.model.named_modules())
     assert torch.equal(loaded.model(ids, use_cache=False).logits, dense)
+
+
+@pytest.mark.parametrize(
+    "kind", ["gpt_neox", "gpt_neo", "gptj", "falcon", "bloom", "mpt", "qwen3_next"]
+)
+def test_derived_families_compute_with_it_too(kind):
+    loaded, ids = typical_loaded(typical_config(kind)), ids_of() % 60 + 1
+    dense = loaded.model(ids, use_cache=False).logits
+    with LiveModel(loaded) as live:
+        caches = [unit for unit in live.tree if unit.kind == "cache"]
+        cache = Reference({unit.block: "kv3" for unit in caches}, config=loaded.model.config)
+        expected = loaded.model(ids, past_key_values=cache).logits
+        live.apply(Candidate(tuple((unit.name, Level(cache="kv3")) for unit in caches)))
+        found = loaded.model(ids, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert float((found - dense).abs().max()) > 0.05
 
 
 def test_tokens_one_after_the_other_read_the_same_cache():

@@ -15,8 +15,15 @@ from evocompress.models.families.base import Family, block_matrices
 CACHE = "cache"
 """The role of these units, and the end of their names."""
 
-ARGUMENT = "past_key_values"
-"""By which an attention of transformers is given the cache that it hands keys and values to."""
+ARGUMENTS = ("past_key_values", "layer_past")
+"""By which attentions of transformers are given the cache that they hand keys and values to; the
+latter that of GPT-NeoX, GPT-J, Falcon, BLOOM and their like."""
+
+
+def cache_argument(module: nn.Module) -> str | None:
+    """The name of the argument by which a module is given a cache, if it is given one."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in ARGUMENTS if name in parameters), None)
 
 
 def caching_modules(family: Family, model: PreTrainedModel) -> dict[str, str]:
@@ -43,7 +50,7 @@ def _caching(model: nn.Module, block: str, path: str) -> str | None:
     parts = path.split(".")[:-1]
     for count in range(len(parts), 0, -1):
         name = ".".join([block, *parts[:count]])
-        if ARGUMENT in inspect.signature(model.get_submodule(name).forward).parameters:
+        if cache_argument(model.get_submodule(name)):
             return name
     return None
 
