@@ -22,7 +22,7 @@ from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.resolve import check_search
 from evocompress.pipeline.short_healing import check_short_healing, sized_healing
 from evocompress.pipeline.unmeasured_latency import unbounded
-from evocompress.space.budget import check_outer_types
+from evocompress.space.budget import check_types_counted
 
 
 def check_inputs(context: RunContext) -> None:
@@ -55,7 +55,7 @@ def check_settings(context: RunContext, *, search: bool = True) -> None:
         check_proxy(context.config.proxy.kind, context.loaded)
         config, tokens = unbounded(context.config), context.loaded.tokens
         objectives = check_search(config, context.untimed_space, tokens)
-        check_outer_types(context.untimed_space, (*context.config.space.budget, *objectives))
+        check_types_counted(context.untimed_space, (*context.config.space.budget, *objectives))
         length = tokens or config.calibration.length
         heal = sized_healing(context.config, context.loaded)
         check_short_healing(config.search.heal_last, heal, length, objectives)

@@ -180,26 +180,33 @@ def check_binding(space: SearchSpace) -> None:
         raise BudgetError(_spanned(space, name, "is met by every candidate") + ": lower the bound")
 
 
-def check_outer_types(space: SearchSpace, costs: Collection[str]) -> None:
-    """Refuse a choice of types for embedding or head that no bound is about.
+def check_types_counted(space: SearchSpace, costs: Collection[str]) -> None:
+    """Refuse a choice of types for embedding, head or caches that no bound is about.
 
     Args:
         space: Whose units may have types.
         costs: All that are bounded or an objective.
 
     Raises:
-        ConfigError: None of them counts what is outside the blocks in its type.
+        ConfigError: None of them counts what is outside the blocks, or cached, in its type.
     """
     every = space.cost_model.costs
-    counting = [name for name, cost in every.items() if cost.per_outer_byte or cost.per_file_byte]
-    units = zip(space.units, space.levels, strict=True)
-    chosen = [unit for unit, levels in units if unit.kind == "outer" and len(levels) > 1]
-    if chosen and costs and not {*counting} & {*costs}:
-        listed = " and ".join(f"the {unit.role} '{unit.name}'" for unit in chosen)
+    whole = [name for name, cost in every.items() if cost.per_outer_byte or cost.per_file_byte]
+    cached = [name for name, cost in every.items() if cost.per_cached_byte or cost.per_served_byte]
+    units = list(zip(space.units, space.levels, strict=True))
+    outer = [unit for unit, levels in units if unit.kind == "outer" and len(levels) > 1]
+    if outer and costs and not {*whole} & {*costs}:
+        listed = " and ".join(f"the {unit.role} '{unit.name}'" for unit in outer)
         raise ConfigError(
             f"space.budget: {', '.join(costs)} counts no bytes of {listed}, which would keep the "
-            f"largest of its types: bound {', '.join(counting)} (or file_bytes, memory) instead or "
+            f"largest of its types: bound {', '.join(whole)} (or file_bytes, memory) instead or "
             "beside it, or leave it out of space.bits.scope"
+        )
+    if costs and not {*cached} & {*costs} and any(u.kind == "cache" and lv[1:] for u, lv in units):
+        raise ConfigError(
+            f"space.budget: {', '.join(costs)} counts no bytes of what is cached in its type, "
+            "which would keep the largest: bound kv_bytes (or llama.cpp's memory) instead or "
+            "beside it, or leave out space.cache"
         )
 
 

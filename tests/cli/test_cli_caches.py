@@ -89,9 +89,7 @@ def test_all_stages_compute_with_the_caches(home, whole):
     api.heal(whole)
     api.evaluate(whole)
     rows = {row["name"]: row for row in read_json(whole / "evaluation.json")["rows"]}
-    plain = read_checkpoint(checkpoint, dense.model)
     assert rows["searched"]["kl"] > 0 and rows["healed"]["kl"] > 0
-    assert plain.config.vocab_size == dense.model.config.vocab_size
     page = api.report(whole).read_text()
     assert next(iter(caches)) in page and "By type" in page
     for form in ("hf", "gguf"):

@@ -10,6 +10,7 @@ from evocompress.core.storage import CACHES
 from evocompress.core.types import DENSE, DROP, Level
 from evocompress.models.families.outer import every_unit
 from evocompress.space import sampling
+from evocompress.space.budget import check_types_counted
 from evocompress.space.build import build_space
 from evocompress.testing.tiny import tiny_loaded
 
@@ -160,3 +161,14 @@ def test_even_types_are_coarse_of_what_is_bounded_alone(bound, changed):
     space = spaced(**types, budget={bound: 0.8})
     even = space.candidate(sampling.uniform(space))
     assert {next(iter(level.to_json())) for level in even.by_name.values()} == {changed}
+
+
+def test_caches_that_no_bound_counts_are_refused():
+    space = spaced(cache={"types": ["dense", "kv4"]}, drop={}, budget={"weight_bytes": 0.9})
+    with pytest.raises(ConfigError, match="weight_bytes counts no bytes of what is cached"):
+        check_types_counted(space, ["weight_bytes"])
+    check_types_counted(space, ["weight_bytes", "kv_bytes"])
+    check_types_counted(spaced(cache={"types": ["kv4"]}), ["weight_bytes"])
+    served = {"cache": {"types": ["dense", "q4_0"]}, "budget": {"memory": 0.99}}
+    memory = {"context": 64, "engine": "llama.cpp"}
+    check_types_counted(spaced("llama", **served, memory=memory), ["memory"])

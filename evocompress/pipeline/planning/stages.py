@@ -331,7 +331,9 @@ def search_stage(run: PlannedRun) -> StagePlan:
     """The search, with all the requested tokens that the run allows."""
     context = run.context
     requested = context.config.search.tokens or USUAL_TOKENS
-    estimates = context.config.search.name == "auto" and context.wanted_levels
+    estimates = context.config.search.name == "auto" and (
+        context.wanted_levels or context.config.space.cache
+    )
     estimated = ESTIMATED * requested if estimates else 0.0
     head, pool_tokens = run.by_logits, run.tokens["search"]
     work = run.products(requested, head=head) + run.compared(requested)
