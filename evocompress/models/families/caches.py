@@ -85,7 +85,7 @@ def check_key_value_caches(family: Family, model: PreTrainedModel) -> None:
     elif architecture.handed or architecture.shared or architecture.calls:
         why = "several of its blocks share keys and values, or matrices"
     elif not caching_modules(family, model):
-        why = "its attentions hand no keys and values to a cache of transformers"
+        why = "no attention of it is known to hand keys and values to a cache of transformers"
     else:
         return
     raise ModelError(f"space.cache: the cache of this model cannot be rounded: {why}; leave it out")
