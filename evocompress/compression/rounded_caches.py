@@ -1,8 +1,9 @@
 """Keys and values rounded as a cache of few bits holds them, while a model runs in torch.
 
 What an attention computes with is what such a cache gives back, of all tokens, also of the last,
-which a program may keep as they are until a block is full (KIVI, Liu et al. 2024, 2402.02750): the
-values of candidates are from below.
+which a program may keep as they are until a block is full (KIVI, Liu et al. 2024, 2402.02750): that
+loses less than is measured here. Where a block is of several tokens, as of keys in torch, the last
+of them have a part in how the first are rounded.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def rounded_cache(keys: Tensor, values: Tensor, name: str) -> tuple[Tensor, Tens
         return _rounded(keys, kind, -2), _rounded(values, kind, -1)
     turns = _hadamard(_largest_turn(keys.shape[-1]), keys), _hadamard(TURN, values)
     found = (
-        _turned(_rounded(_turned(x, turn), kind, -1), turn)
+        _turned(_rounded(_turned(x, turn), kind, -1), turn).to(x.dtype)
         for x, turn in zip((keys, values), turns, strict=True)
     )
     return next(found), next(found)
@@ -70,11 +71,10 @@ def _hadamard(size: int, like: Tensor) -> Tensor:
 
 
 def _turned(values: Tensor, turn: Tensor) -> Tensor:
-    """Values (..., width) times a matrix, part by part; as they are where it does not fit."""
+    """Values (..., width) times a matrix, part by part, or not where it does not fit; float32."""
     if values.shape[-1] % len(turn):
-        return values
-    turned = values.float().reshape(-1, len(turn)) @ turn
-    return turned.reshape(values.shape).to(values.dtype)
+        return values.float()
+    return (values.float().reshape(-1, len(turn)) @ turn).reshape(values.shape)
 
 
 def _rounded(values: Tensor, kind: StorageType, dim: int) -> Tensor:
