@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from evocompress.cli import about
 from evocompress.cli.ending import INTERRUPTED, can_mend, told_interrupt
 from evocompress.cli.library import library_app
 from evocompress.cli.options import (
@@ -44,13 +45,12 @@ app = typer.Typer(
     "search_spaces/smollm2_sparsity_50.yaml`.",
 )
 app.add_typer(library_app, name="library")
-
-
+about.add_to(app)
 NOISY = ("torchao", "torch.utils._pytree")  # they warn of kernels for other machines
 
 
 @app.callback()
-def begin(context: typer.Context) -> None:
+def begin(context: typer.Context, version: about.Version = False) -> None:
     """Refuses several processes where they would do the same work side by side."""
     if context.invoked_subcommand != "heal":
         check_alone(f"evocompress {context.invoked_subcommand}")

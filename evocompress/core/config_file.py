@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 import reprlib
@@ -67,9 +68,33 @@ def shipped(path: Path) -> Path:
     found = (folder / name for folder in SHIPPED for name in names)
     if (file := next((file for file in found if file.is_file()), None)) is not None:
         return file
-    known = {file.stem for folder in SHIPPED for file in folder.glob("*.yaml")}
-    hint = nearest(path.name.removesuffix(".yaml"), known)
+    hint = nearest(path.name.removesuffix(".yaml"), shipped_files())
     raise ConfigError(f"{path}: no such configuration file, and none that is shipped: {hint}")
+
+
+def shipped_files() -> dict[str, Path]:
+    """{name: file} of the run files and sweeps that come with the program, in order of names.
+
+    Examples:
+        >>> "smollm2_sparsity_50" in shipped_files()
+        True
+    """
+    found = {file.stem: file for folder in SHIPPED for file in folder.glob("*.yaml")}
+    return dict(sorted(found.items()))
+
+
+def first_sentence(file: Path) -> str:
+    """The first sentence of the comment that a run file begins with.
+
+    Examples:
+        >>> first_sentence(shipped_files()["smollm2_width_70"])[:50]
+        'SmolLM2-135M with 70% of the parameters of its blo'
+    """
+    comment = itertools.takewhile(
+        lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines()
+    )
+    text = " ".join(line.removeprefix("#").strip() for line in comment)
+    return re.split(r"(?<=[.:?]) ", text)[0].rstrip(".:")
 
 
 def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

@@ -45,13 +45,13 @@ def measured(
     A micro-batch has `rows` tokens, a matrix `levels`, at least one, and the divergence `top_k`
     buckets; files would be written in the folder, which must exist.
     """
-    clock = _Clock(device)
+    clock = DeviceClock(device)
     hidden, channels = architecture.hidden, max(architecture.channels)
     # Without a vocabulary there are a few classes, whose comparison costs nothing.
     logits = _random(rows, architecture.vocabulary or 1, device=device, dtype=dtype)
     likeliest = logits.topk(min(top_k, logits.shape[-1]), sorted=False).indices
     products = {
-        str(kind).removeprefix("torch."): _products(clock, rows, hidden, channels, kind)
+        str(kind).removeprefix("torch."): products_per_second(clock, rows, hidden, channels, kind)
         for kind in {dtype, torch.float32}
     }
     on_gpu = device.type == "cuda"
@@ -71,7 +71,7 @@ def measured(
     )
 
 
-class _Clock:
+class DeviceClock:
     """Times work on a device."""
 
     def __init__(self, device: torch.device) -> None:
@@ -100,7 +100,9 @@ def _random(*shape: int, device: torch.device, dtype: torch.dtype = torch.float3
     return torch.randn(*shape, generator=generator).to(device, dtype)
 
 
-def _products(clock: _Clock, rows: int, hidden: int, channels: int, dtype: torch.dtype) -> float:
+def products_per_second(
+    clock: DeviceClock, rows: int, hidden: int, channels: int, dtype: torch.dtype
+) -> float:
     """Operations per second of the two shapes of an MLP."""
     inputs = _random(rows, hidden, device=clock.device, dtype=dtype)
     up = _random(channels, hidden, device=clock.device, dtype=dtype)
@@ -110,7 +112,7 @@ def _products(clock: _Clock, rows: int, hidden: int, channels: int, dtype: torch
     return 4 * rows * hidden * channels / seconds
 
 
-def _sweep(clock: _Clock, side: int, levels: int) -> float:
+def _sweep(clock: DeviceClock, side: int, levels: int) -> float:
     """Operations per second of all sparsity levels of a square matrix, statistics included."""
     weight, gram = _matrix_and_gram(clock.device, side, side)
     wanted = [Level(zeros=side * side * (k + 1) // (levels + 2)) for k in range(levels)]
@@ -121,7 +123,7 @@ def _sweep(clock: _Clock, side: int, levels: int) -> float:
     return sweep_operations(side, side, levels) / clock.seconds(sweep, turns=3)
 
 
-def _removal(clock: _Clock, channels: int, outputs: int) -> float:
+def _removal(clock: DeviceClock, channels: int, outputs: int) -> float:
     """Operations per second of narrowing an MLP."""
     weight, gram = _matrix_and_gram(clock.device, outputs, channels)
     structure = Structure(output=weight, size=1, groups=1)
@@ -139,7 +141,7 @@ def _matrix_and_gram(device: torch.device, outputs: int, inputs: int) -> tuple[T
     return weight, seen.T @ seen
 
 
-def _bandwidth(clock: _Clock, source: torch.device, target: torch.device) -> float:
+def _bandwidth(clock: DeviceClock, source: torch.device, target: torch.device) -> float:
     """Bytes per second, read and written, of a copy."""
     original = torch.zeros(COPIED, dtype=torch.uint8, device=source)
     copy = torch.zeros(COPIED, dtype=torch.uint8, device=target)

@@ -134,7 +134,7 @@ def preflight(context: RunContext) -> Iterator[str]:
     run = PlannedRun(context, device.type == "cpu")
     made = (library_stage(run), search_stage(run), heal_last_stage(run))
     stages = [stage for stage in made if stage is not None]
-    memory = max(_needed(run, stage) for stage in stages)
+    memory = max(memory_needed(run, stage) for stage in stages)
     disk = sum(stage.disk_bytes for stage in stages)
     yield f"needs up to {memory / GIB:,.1f} GiB of memory and {disk / GIB:,.1f} GiB of disk"
     yield from _advice(run, stages, "this machine", _there_is(context, device))
@@ -153,7 +153,7 @@ def _there_is(context: RunContext, device: torch.device) -> int:
     return int(psutil.virtual_memory().available) + loaded
 
 
-def _needed(run: PlannedRun, stage: StagePlan) -> int:
+def memory_needed(run: PlannedRun, stage: StagePlan) -> int:
     """Memory of the device that a stage needs."""
     return stage.device_bytes + (stage.main_bytes if run.shared else 0)
 
@@ -161,7 +161,7 @@ def _needed(run: PlannedRun, stage: StagePlan) -> int:
 def _advice(run: PlannedRun, stages: Sequence[StagePlan], name: str, memory: int) -> Iterator[str]:
     """For each stage that the device has too little memory for what would help."""
     for stage in stages:
-        needed = _needed(run, stage)
+        needed = memory_needed(run, stage)
         if needed > memory:
             remedies = _remedies(run, stage, memory, memory - needed + run.on_device)
             yield (
@@ -178,7 +178,7 @@ def _remedies(run: PlannedRun, stage: StagePlan, memory: int, spare: int) -> Ite
     def fits(section: str, key: str, value: object) -> bool:
         changed = _with(run, section, key, value)
         other = STAGES[stage.name](changed)
-        return other is not None and _needed(changed, other) <= memory
+        return other is not None and memory_needed(changed, other) <= memory
 
     for section, key, values in _choices(run.context, stage.name):
         # To plan a large model takes seconds: where the last value does not help, none does.
@@ -187,7 +187,7 @@ def _remedies(run: PlannedRun, stage: StagePlan, memory: int, spare: int) -> Ite
             yield f"{section}.{key}={_written(value)}"
     if stage.name == "heal" and not run.shared:
         for count in PROCESSES:
-            if _needed(run, heal_stage(replace(run, processes=count))) <= memory:
+            if memory_needed(run, heal_stage(replace(run, processes=count))) <= memory:
                 together = run.context.config.heal.accumulate
                 more = lcm(together, count)
                 also = f" with heal.accumulate={more}" if more != together else ""
