@@ -37,10 +37,10 @@ Version = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands of this file to the command line."""
+    app.command(epilog="Examples: `evocompress doctor`; `evocompress doctor --no-speed`")(doctor)
     app.command(epilog="Examples: `evocompress spaces`; `evocompress spaces smollm2_width_70`")(
         spaces
     )
-    app.command(epilog="Examples: `evocompress doctor`; `evocompress doctor --no-speed`")(doctor)
 
 
 def spaces(
