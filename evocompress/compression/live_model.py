@@ -191,6 +191,8 @@ class LiveModel:
                 f"{name} is a block: a candidate drops its two sub-layers or merges it"
             )
         width = {"attention": level.kv_groups, "mlp": level.channels}
+        if (kind == "cache") != bool(level.cache) and not level.dense:
+            raise LibraryError(f"{name} is of kind {kind}: it cannot be {level.key}")
         if kind == "expert" and not (level.dense or level.drop):
             raise LibraryError(f"{name} is an expert: it can only be dropped, not {level.key}")
         if kind in width and not (level.dense or level.drop or width[kind]):

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.compression.rounded_caches import round_cache, rounded_cache
-from evocompress.core.errors import ModelError
+from evocompress.core.errors import LibraryError, ModelError
 from evocompress.core.storage import CACHE, CACHES
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.evaluation.estimates import ESTIMATES
@@ -195,6 +195,18 @@ def test_an_attention_that_keeps_its_keys_to_itself_is_not_taken_for_rounded():
         with pytest.raises(ModelError, match=r"'model.layers.0.attention.cache': .* hands no keys"):
             loaded.model(ids_of(8))
         attention.forward = forward
+
+
+def test_only_caches_have_types_of_caches():
+    loaded, cache = tiny_loaded("llama"), "model.layers.0.attention.cache"
+    with LiveModel(loaded) as live:
+        for name, level in (
+            (cache, Level(bits="q4_0")),
+            ("model.layers.0.mlp", Level(cache="kv4")),
+            ("model.layers.0.mlp.up_proj", Level(cache="kv4")),
+        ):
+            with pytest.raises(LibraryError, match=f"{name} is of kind .* cannot be"):
+                live.apply(Candidate(((name, level),)))
 
 
 def test_what_is_no_cache_of_keys_and_values_is_refused():
