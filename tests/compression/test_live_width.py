@@ -38,7 +38,8 @@ class World:
 
     def matrices(self, sublayer):
         """Names of a sub-layer's matrix units."""
-        return [u.name for u in self.library.units.values() if u.parent == sublayer]
+        units = self.library.units.values()
+        return [u.name for u in units if (u.parent, u.kind) == (sublayer, "matrix")]
 
 
 @pytest.fixture(params=["llama", "phi3", "gpt2", "opt"])
@@ -58,7 +59,7 @@ def narrow_and_sparse(world):
         f"{world.path}.2.mlp": Level(channels=24),
     }
     for unit in world.library.units.values():
-        if unit.parent in levels:
+        if unit.parent in levels and unit.kind == "matrix":
             levels = levels | {unit.name: Level(zeros=unit.numel // 2)}
     return levels
 

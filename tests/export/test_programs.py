@@ -174,7 +174,7 @@ def test_the_package_gguf_is_asked_for(
 
 def test_a_gguf_file_is_not_read_back(llama: LoadedModel, tmp_path: Path) -> None:
     out = write(llama, candidate_of(llama, {}), tmp_path / "out", "gguf")
-    with pytest.raises(ModelError, match=r"of format gguf, which only llama\.cpp loads"):
+    with pytest.raises(ModelError, match=r"of format gguf, which heal and evaluate do not read"):
         read_checkpoint(out, llama.model)
 
 

@@ -83,6 +83,8 @@ class Mutations:
     def _choices(self, unit: Unit) -> list[Level]:
         if unit.kind == "block":
             return [DENSE]
+        if unit.kind == "cache":
+            return [DENSE, Level(cache="kv4"), Level(cache="kv2")]
         if unit.kind == "outer":
             return [DENSE, Level(bits="q8_0"), Level(bits="q4_0")]
         if unit.kind == "matrix":
