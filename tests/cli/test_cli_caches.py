@@ -72,6 +72,17 @@ def test_a_search_that_was_killed_is_resumed_to_the_same_bytes(home, whole, monk
         assert (cut / file).read_bytes() == (whole / file).read_bytes(), file
 
 
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+def test_workers_find_the_same(home, whole):
+    pytest.importorskip("ray")
+    folder = api.search(run_of(home, "ray", executor="ray", ray={"workers": 2}))
+    assert (folder / "winner.json").read_bytes() == (whole / "winner.json").read_bytes()
+    # Answers come in any order.
+    lines = [sorted((each / "journal.jsonl").read_text().splitlines()) for each in (folder, whole)]
+    assert lines[0] == lines[1]
+
+
 def test_all_stages_compute_with_the_caches(home, whole):
     winner = winner_of(whole)
     caches = {name: level.cache for name, level in winner.items() if level.cache}
