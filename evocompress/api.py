@@ -297,9 +297,8 @@ def materialize(
     form = chosen_format(context, chosen, program, form)
     library = context.existing_library()
     unchanged.check_library(library)
-    what = "healed" if healed else candidate
-    lock = context.folder.locked() if own else nullcontext()
-    with lock, context.reporter.stage(f"materialize {what} in {target}"):
+    what = f"materialize {'healed' if healed else candidate} in {target}"
+    with context.folder.locked() if own else nullcontext(), context.reporter.stage(what):
         return write_checkpoint(
             context.loaded,
             library,

@@ -2,6 +2,9 @@
 
 import yaml
 
+from evocompress.core.files import read_json
+from evocompress.core.types import Level
+
 TEXT = " ".join(f"word{number * number % 2999}" for number in range(3000))
 
 SIZES = {
@@ -62,3 +65,16 @@ def written(path, run):
 def write_run(home, **changes):
     """The path of the run file of `small_run`."""
     return written(home / "trial.yaml", small_run(home, **changes))
+
+
+def winner_of(folder):
+    """{unit: level} of a run's winner."""
+    named = read_json(folder / "winner.json")["levels"]
+    return {name: Level.from_json(level) for name, level in named.items()}
+
+
+def assert_same_search(folder, other, *, order=True):
+    """Two runs have the same winner and journal, in whose lines answers may come in any `order`."""
+    assert (folder / "winner.json").read_bytes() == (other / "winner.json").read_bytes()
+    lines = [(each / "journal.jsonl").read_text().splitlines() for each in (folder, other)]
+    assert lines[0] == lines[1] if order else sorted(lines[0]) == sorted(lines[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
@@ -76,15 +75,13 @@ def materialize(
         format: A key of `FORMATS`, or ``auto``: ``stock`` if it can express the candidate,
             else ``hf``. For another program see `evocompress.export.choose_for`.
         weights: One of `WEIGHTS`; ``None`` keeps the type of the dense model's checkpoint.
-        healed: A checkpoint of the same candidate, whose weights are written instead of the
-            library's.
+        healed: A checkpoint of the same candidate, whose weights take the place of the library's.
         predicted: The candidate's costs by the cost model, written beside the measured ones.
         notes: Paragraphs for the README.md.
         overwrite: Replace a checkpoint that is in `out` already.
 
     Raises:
-        ExportError: The format cannot express the candidate or the type of weights, `out` exists
-            or the disk is full.
+        ExportError: The format cannot express that, `out` exists, or the disk is full.
         LibraryError: The library is missing, or lacks a level.
     """
     check_target(out, overwrite)
@@ -95,9 +92,7 @@ def materialize(
     beside = {} if healed is None else read_parts(healed)
     stored = _typed(form, loaded, library, candidate, state, beside)
     parts = _parts(form, loaded, library, candidate, state, beside) if stored is None else {}
-    model = build(name, loaded, state if stored is None else dict(stored.state), candidate)
-    if loaded.family.task.causal:
-        model.generation_config = copy.deepcopy(loaded.model.generation_config)
+    model = _built(name, loaded, state if stored is None else dict(stored.state), candidate)
     check_room(out, _bytes(model, weights) + parts_bytes(parts))
     with whole_folder(out) as folder:
         check_target(out, overwrite)  # again: another process may have written it meanwhile
@@ -107,18 +102,29 @@ def materialize(
             form.save(model, loaded, folder, weights)
             write_parts(folder, parts)
         copy_terms(loaded, folder)
-        record = replace(
-            _record(loaded, library, candidate, name),
-            predicted=dict(predicted or {}),
-            measured=_measured(form, folder, loaded, candidate, predicted or {}),
-            tensors=_tensors(form, folder, loaded, candidate),
-        )
-        rounded = [ROUNDED_NOTE] if stored is None and lane_of(candidate) is not None else []
-        rounded += [INPUTS_NOTE] if rounded and rounding_inputs(candidate) else []
-        card = _card(record, loaded, candidate, out.name, [*notes, *rounded])
+        record = _record(loaded, library, candidate, name, folder, predicted or {})
+        told = notes if stored is not None else [*notes, *_rounded_notes(candidate)]
+        card = _card(record, loaded, candidate, out.name, told)
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_record(folder, record)
     return out
+
+
+def _built(
+    name: str, loaded: LoadedModel, state: dict[str, Tensor], candidate: Candidate
+) -> PreTrainedModel:
+    """The compressed model, which generates as the dense one."""
+    model = build(name, loaded, state, candidate)
+    if loaded.family.task.causal:
+        model.generation_config = copy.deepcopy(loaded.model.generation_config)
+    return model
+
+
+def _rounded_notes(candidate: Candidate) -> list[str]:
+    """What is said of types in a format that holds only their values."""
+    if lane_of(candidate) is None:
+        return []
+    return [ROUNDED_NOTE, *([INPUTS_NOTE] if rounding_inputs(candidate) else [])]
 
 
 def _measured(
@@ -204,9 +210,15 @@ def _bytes(model: PreTrainedModel, weights: str | None) -> int:
 
 
 def _record(
-    loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate, name: str
+    loaded: LoadedModel,
+    library: LevelWeights | None,
+    candidate: Candidate,
+    name: str,
+    folder: Path,
+    predicted: Mapping[str, float],
 ) -> Record:
-    """What a checkpoint of some format was made from."""
+    """What a checkpoint of some format was made from, and what its files have."""
+    form = FORMATS[name]
     return Record(
         id=candidate.id,
         levels=candidate.to_json(),
@@ -214,8 +226,9 @@ def _record(
         source=loaded.source,
         model_fingerprint=loaded.fingerprint,
         library_fingerprint=library.fingerprint if library else None,
-        predicted={},
-        measured={},
+        predicted=dict(predicted),
+        measured=_measured(form, folder, loaded, candidate, predicted),
+        tensors=_tensors(form, folder, loaded, candidate),
     )
 
 

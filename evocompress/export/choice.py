@@ -64,8 +64,10 @@ def choose_format(loaded: LoadedModel, candidate: Candidate, name: str = "auto")
         ExportError: There is no such format, or it cannot express the candidate.
     """
     check_format(name)
-    told = without_caches(candidate) if name == "auto" else candidate
-    return _first(loaded, told, PROGRAMS["transformers"].preferred, name).name
+    preferred = PROGRAMS["transformers"].preferred
+    if name == "auto" and (weights := without_caches(candidate)) != candidate:
+        return _first(loaded, weights, preferred, name, whole=candidate).name
+    return _first(loaded, candidate, preferred, name).name
 
 
 def choose_for(
@@ -97,8 +99,17 @@ def choose_for(
     return Choice(choice.name, "; ".join(filter(None, remarks)))
 
 
-def _first(loaded: LoadedModel, candidate: Candidate, formats: Sequence[str], name: str) -> Choice:
-    """The first of some formats, or the one asked for, that can express a candidate."""
+def _first(
+    loaded: LoadedModel,
+    candidate: Candidate,
+    formats: Sequence[str],
+    name: str,
+    whole: Candidate | None = None,
+) -> Choice:
+    """The first of some formats, or the one asked for, that can express a candidate.
+
+    Where none can, those are told that can express it, or the `whole` one that it is a part of.
+    """
     names = formats if name == "auto" else (name,)
     passed: list[str] = []
     for choice in names:
@@ -107,7 +118,7 @@ def _first(loaded: LoadedModel, candidate: Candidate, formats: Sequence[str], na
             return Choice(choice, "; ".join(passed))
         passed.append(f"format '{choice}' {reason}")
     told = [one for one in FORMATS.usable() if not hasattr(FORMATS[one], "like")]
-    able = [one for one in told if obstacle_of(one, loaded, candidate) is None]
+    able = [one for one in told if obstacle_of(one, loaded, whole or candidate) is None]
     raise ExportError(f"{passed[-1]}: {_listed(able)} can")
 
 

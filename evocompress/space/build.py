@@ -66,19 +66,16 @@ def build_space(
         ConfigError: A value of the configuration does not fit the model.
         BudgetError: No genome meets the budget.
     """
-    if config.drop and config.drop.merge:
-        _check_merge(units)
     genes = _genes(units, architecture, config, adds_bias, (tied or {}, untyped))
     if obstacle is not None:
         what = f"space.fits: format '{config.fits}'"
         genes = with_types(fitting(genes, obstacle, what), genes, obstacle, what)
-    typed = config.bits is not None
     model = cost_model(
         units,
         architecture,
         length=length,
         latency=latency,
-        typed=typed,
+        typed=config.bits is not None,
         serving=_serving(config),
         file=file and (file if _drops_sublayers(genes) else file.whole_blocks()),
     )
@@ -131,6 +128,8 @@ def _genes(
     rules: tuple[Mapping[str, str], Collection[str]],
 ) -> Encoding:
     _check_combination(config)
+    if config.drop and config.drop.merge:
+        _check_merge(units)
     tied: Mapping[str, str] = {}
     removable: frozenset[str] = frozenset()
     narrow: dict[str, tuple[Level, ...]] = {}

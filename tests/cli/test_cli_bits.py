@@ -5,8 +5,8 @@ import shutil
 import gguf
 import numpy as np
 import pytest
-from dying import Killed, dying
-from run_files import tiny_run, written
+from dying import resumed
+from run_files import assert_same_search, tiny_run, winner_of, written
 from safetensors.torch import load_file
 
 from evocompress import api
@@ -15,9 +15,7 @@ from evocompress.core.config_file import load_config
 from evocompress.core.errors import ConfigError, ExportError, LibraryError, ModelError
 from evocompress.core.files import read_json
 from evocompress.core.storage import STORAGE
-from evocompress.core.types import Level
 from evocompress.export.record import read_record
-from evocompress.pipeline.context import Local
 from evocompress.pipeline.early_checks import check_early
 from evocompress.testing.tiny import tiny_checkpoint
 
@@ -55,35 +53,19 @@ def whole(home):
     return api.search(run_of(home, "whole"))
 
 
-def winner_of(folder):
-    named = read_json(folder / "winner.json")["levels"]
-    return {name: Level.from_json(level) for name, level in named.items()}
-
-
 def test_a_search_that_was_killed_is_resumed_to_the_same_bytes(home, whole, monkeypatch):
     assert {level.bits for level in winner_of(whole).values()} & STORAGE.keys()
     evaluations = (whole / "journal.jsonl").read_text().count('"type":"candidate"')
     for after in (1, evaluations // 2):
-        name = f"cut{after}"
-        with monkeypatch.context() as patch:
-            patch.setattr(Local, "executor", dying(after))
-            with pytest.raises(Killed):
-                api.search(run_of(home, name))
-        cut = api.search(run_of(home, name), resume=True)
-        for file in ("journal.jsonl", "winner.json"):
-            assert (cut / file).read_bytes() == (whole / file).read_bytes(), (name, file)
+        assert_same_search(resumed(run_of(home, f"cut{after}"), after, monkeypatch), whole)
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
 def test_workers_find_the_same(home, whole):
     pytest.importorskip("ray")
-    config = run_of(home, "ray", executor="ray", ray={"workers": 2})
-    folder = api.search(config)
-    assert (folder / "winner.json").read_bytes() == (whole / "winner.json").read_bytes()
-    # Answers come in any order.
-    lines = [sorted((each / "journal.jsonl").read_text().splitlines()) for each in (folder, whole)]
-    assert lines[0] == lines[1]
+    found = api.search(run_of(home, "ray", executor="ray", ray={"workers": 2}))
+    assert_same_search(found, whole, order=False)
 
 
 def test_all_stages_keep_the_types(home, whole):

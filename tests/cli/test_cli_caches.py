@@ -1,18 +1,17 @@
 """Caches of few bits beside everything else that a space has, from search to report."""
 
 import pytest
-from dying import Killed, dying
-from run_files import tiny_run, written
+from dying import resumed
+from run_files import assert_same_search, tiny_run, winner_of, written
 
 from evocompress import api
 from evocompress.core.config_file import load_config
 from evocompress.core.errors import ConfigError, ExportError, ModelError
 from evocompress.core.files import read_json
 from evocompress.core.storage import CACHES
-from evocompress.core.types import DROP, Level
+from evocompress.core.types import DROP
 from evocompress.export.reload import read_checkpoint
 from evocompress.models.loading import load
-from evocompress.pipeline.context import Local
 from evocompress.testing.tiny import stock_model, tiny_checkpoint, tiny_tokenizer
 
 TORCH = {
@@ -57,30 +56,16 @@ def whole(home):
     return api.search(run_of(home, "whole"))
 
 
-def winner_of(folder):
-    named = read_json(folder / "winner.json")["levels"]
-    return {name: Level.from_json(level) for name, level in named.items()}
-
-
 def test_a_search_that_was_killed_is_resumed_to_the_same_bytes(home, whole, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Local, "executor", dying(2))
-        with pytest.raises(Killed):
-            api.search(run_of(home, "cut"))
-    cut = api.search(run_of(home, "cut"), resume=True)
-    for file in ("journal.jsonl", "winner.json"):
-        assert (cut / file).read_bytes() == (whole / file).read_bytes(), file
+    assert_same_search(resumed(run_of(home, "cut"), 2, monkeypatch), whole)
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
 def test_workers_find_the_same(home, whole):
     pytest.importorskip("ray")
-    folder = api.search(run_of(home, "ray", executor="ray", ray={"workers": 2}))
-    assert (folder / "winner.json").read_bytes() == (whole / "winner.json").read_bytes()
-    # Answers come in any order.
-    lines = [sorted((each / "journal.jsonl").read_text().splitlines()) for each in (folder, whole)]
-    assert lines[0] == lines[1]
+    found = api.search(run_of(home, "ray", executor="ray", ray={"workers": 2}))
+    assert_same_search(found, whole, order=False)
 
 
 def test_all_stages_compute_with_the_caches(home, whole):

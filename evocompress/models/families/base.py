@@ -361,9 +361,7 @@ class Family:
 
 def matrices_of(family: Family) -> tuple[Matrix, ...]:
     """Every linear matrix of a block in the order of computation, those of all experts too."""
-    if family.mixture is None:
-        return family.matrices
-    return family.mixture.expanded(family.matrices)
+    return family.mixture.expanded(family.matrices) if family.mixture else family.matrices
 
 
 def block_matrices(family: Family, model: PreTrainedModel) -> list[tuple[Matrix, ...]]:

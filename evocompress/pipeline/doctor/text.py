@@ -30,7 +30,7 @@ def machine_rows(found: Examination) -> list[list[str]]:
     fast = ", ".join(here.instructions) or "none that torch knows"
     rows = [
         ["device", "what it is"],
-        ["processor", f"{here.processor}, {here.cores} cores, {here.threads} threads of torch"],
+        ["processor", f"{here.processor}, {here.cores} cores, threads of torch: {here.threads}"],
         ["instructions", f"{fast}; torch uses {here.kernels}"],
         ["memory", f"{here.memory / GIB:.1f} GiB, {here.free_memory / GIB:.1f} free"],
     ]
